@@ -1,0 +1,192 @@
+/**
+ * Input commit (G2) for one TCP connection: what may be told to the client about the client's own data.
+ * An ACK number, a window edge or a SACK block goes out only as far as both guests have acknowledged or
+ * offered; otherwise the client would forget data that the SVM does not hold, and a failover would lose it.
+ *
+ * All positions are the client's sequence numbers, which both guests share (they need no adjusting).
+ *
+ * @module
+ */
+import {
+  type Seq,
+  seqAdd,
+  seqBefore,
+  seqBeforeOrEqual,
+  seqDistance,
+  seqMax,
+  seqMin,
+} from '../wire/seq.ts';
+import type { TcpOptions } from '../wire/tcp-options.ts';
+
+/** Intervals of the SVM's SACK scoreboard that are remembered; the oldest is forgotten. */
+const SCOREBOARD_MAX = 16;
+/** The window field's largest value. */
+const WINDOW_MAX = 65_535;
+
+export class AckGate {
+  /**
+   * The guests' window shift (RFC 7323 §2): 0..14, or -1 while unknown (a connection that was open before it was
+   * seen). Unknown shifts are dealt with by comparing the window fields as they are.
+   */
+  windowShift = -1;
+  /** Has the SVM acknowledged anything yet? Until then nothing may go out. */
+  secondaryKnown = false;
+  secondaryAck: Seq = 0;
+  secondaryEdge: Seq = 0;
+  secondaryWindow = 0;
+  /** What the client was told last. */
+  emittedKnown = false;
+  emittedAck: Seq = 0;
+  emittedEdge: Seq = 0;
+  /** The newest that the PVM has said. */
+  primaryKnown = false;
+  primaryAck: Seq = 0;
+  primaryEdge: Seq = 0;
+  primaryWindow = 0;
+  /** Results of `limit`. */
+  ack: Seq = 0;
+  window = 0;
+  /** Are the ACK number or the window lower than what the PVM wrote? */
+  lowered = false;
+  readonly #left: Seq[] = [];
+  readonly #right: Seq[] = [];
+
+  /** Takes a segment of the PVM: remembers how far it goes. `isSyn`: its window is not scaled. */
+  onPrimary(ack: Seq, window: number, isSyn: boolean): void {
+    const edge = seqAdd(ack, this.#scaled(window, isSyn));
+    if (!this.primaryKnown || seqBeforeOrEqual(this.primaryAck, ack)) {
+      this.primaryAck = ack;
+      this.primaryWindow = window;
+    }
+    this.primaryEdge = this.primaryKnown ? seqMax(this.primaryEdge, edge) : edge;
+    this.primaryKnown = true;
+  }
+
+  /** Takes a segment of the SVM. Returns whether it lets anything more out. */
+  onSecondary(ack: Seq, window: number, isSyn: boolean, options: TcpOptions | undefined): boolean {
+    const edge = seqAdd(ack, this.#scaled(window, isSyn));
+    let more = false;
+    if (!this.secondaryKnown) {
+      this.secondaryKnown = true;
+      this.secondaryAck = ack;
+      this.secondaryEdge = edge;
+      this.secondaryWindow = window;
+      more = true;
+    } else if (seqBeforeOrEqual(this.secondaryAck, ack)) {
+      more =
+        ack !== this.secondaryAck ||
+        window > this.secondaryWindow ||
+        seqBefore(this.secondaryEdge, edge);
+      this.secondaryAck = ack;
+      this.secondaryWindow = window;
+      this.secondaryEdge = seqMax(this.secondaryEdge, edge);
+    }
+    if (options !== undefined && options.sackCount > 0) {
+      for (let i = 0; i < options.sackCount; i++) {
+        if (this.#addBlock(options.sackLeft(i), options.sackRight(i))) more = true;
+      }
+    }
+    this.#forgetAcked();
+    return more;
+  }
+
+  /** A checkpoint was committed: the SVM has acknowledged and offered all that the PVM had. */
+  adoptPrimary(): void {
+    this.#left.length = 0;
+    this.#right.length = 0;
+    this.secondaryKnown = this.primaryKnown;
+    this.secondaryAck = this.primaryAck;
+    this.secondaryEdge = this.primaryEdge;
+    this.secondaryWindow = this.primaryWindow;
+  }
+
+  /** The SVM's position is unknown again. */
+  forgetSecondary(): void {
+    this.secondaryKnown = false;
+    this.#left.length = 0;
+    this.#right.length = 0;
+  }
+
+  /**
+   * How much of an ACK number and window field of the PVM may go out; results in `ack`, `window`, `lowered`.
+   * The SVM must be known.
+   */
+  limit(ack: Seq, window: number, isSyn: boolean): void {
+    this.ack = seqMin(ack, this.secondaryAck);
+    if (isSyn) {
+      const room = Math.max(0, seqDistance(this.ack, this.secondaryEdge));
+      this.window = Math.min(window, room);
+    } else if (this.windowShift < 0) {
+      this.window = Math.min(window, this.secondaryWindow);
+    } else {
+      const edge = seqMin(seqAdd(ack, window << this.windowShift), this.secondaryEdge);
+      const room = Math.max(0, seqDistance(this.ack, edge));
+      this.window = Math.min(room >>> this.windowShift, WINDOW_MAX);
+      if (this.ack === ack) this.window = Math.min(this.window, window);
+    }
+    this.lowered = this.ack !== ack || this.window !== window;
+  }
+
+  /** Would (`ack`, `window`) tell the client anything new? */
+  advances(ack: Seq, window: number): boolean {
+    if (!this.emittedKnown || seqBefore(this.emittedAck, ack)) return true;
+    return seqBefore(this.emittedEdge, seqAdd(ack, this.#scaled(window, false)));
+  }
+
+  /** Notes what went out to the client. */
+  onEmitted(ack: Seq, window: number, isSyn: boolean): void {
+    const edge = seqAdd(ack, this.#scaled(window, isSyn));
+    this.emittedAck = this.emittedKnown ? seqMax(this.emittedAck, ack) : ack;
+    this.emittedEdge = this.emittedKnown ? seqMax(this.emittedEdge, edge) : edge;
+    this.emittedKnown = true;
+  }
+
+  /** Does the SVM hold the whole of a SACK block of the PVM? */
+  coversBlock(left: Seq, right: Seq): boolean {
+    if (!this.secondaryKnown) return false;
+    if (seqBeforeOrEqual(right, this.secondaryAck)) return true;
+    const from = seqMax(left, this.secondaryAck);
+    for (let i = 0; i < this.#left.length; i++) {
+      if (seqBeforeOrEqual(this.#left[i]!, from) && seqBeforeOrEqual(right, this.#right[i]!)) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  #scaled(window: number, isSyn: boolean): number {
+    return isSyn || this.windowShift < 0 ? window : window << this.windowShift;
+  }
+
+  /** Merges a block into the scoreboard; returns whether it says anything new. */
+  #addBlock(left: Seq, right: Seq): boolean {
+    if (!seqBefore(left, right) || seqBeforeOrEqual(right, this.secondaryAck)) return false;
+    if (this.coversBlock(left, right)) return false;
+    let from = left;
+    let to = right;
+    for (let i = this.#left.length - 1; i >= 0; i--) {
+      if (seqBeforeOrEqual(this.#left[i]!, to) && seqBeforeOrEqual(from, this.#right[i]!)) {
+        from = seqMin(from, this.#left[i]!);
+        to = seqMax(to, this.#right[i]!);
+        this.#left.splice(i, 1);
+        this.#right.splice(i, 1);
+      }
+    }
+    if (this.#left.length === SCOREBOARD_MAX) {
+      this.#left.shift();
+      this.#right.shift();
+    }
+    this.#left.push(from);
+    this.#right.push(to);
+    return true;
+  }
+
+  #forgetAcked(): void {
+    for (let i = this.#left.length - 1; i >= 0; i--) {
+      if (seqBeforeOrEqual(this.#right[i]!, this.secondaryAck)) {
+        this.#left.splice(i, 1);
+        this.#right.splice(i, 1);
+      }
+    }
+  }
+}

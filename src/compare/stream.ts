@@ -1,0 +1,201 @@
+/**
+ * Compares one TCP connection's output, guest to client, as two byte streams (RFC: "compare the tcp payload
+ * data of these two queues"). The guests segment differently, retransmit and reorder; only the bytes
+ * at each position count.
+ *
+ *     primary    ....|=====P1=====|==P2==|
+ *     secondary  ....|==S1==|====S2====|            S3 (out of order)
+ *                    ^ compared ->
+ *
+ * `compared` is the end of the agreed prefix, in the PVM's sequence numbers. Pieces refer to memory of
+ * frames; who owns that memory is the caller's business (`onDropped` tells when a piece is not needed any more).
+ *
+ * @module
+ */
+import { bytesEqual, firstDifference } from '../base/equal.ts';
+import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMin } from '../wire/seq.ts';
+
+/** Payload of one segment. */
+export interface Piece {
+  /** Sequence number of the first byte. */
+  readonly seq: Seq;
+  /** Sequence number after the last byte; a FIN is not counted. */
+  readonly end: Seq;
+  readonly bytes: Uint8Array;
+  /** Index of the first byte in `bytes`. */
+  readonly offset: number;
+}
+
+/** How the two streams part, if they do. */
+export const STREAM_EQUAL = 0;
+export const STREAM_DIFFERENT_BYTES = 1;
+/** One guest has ended its stream where the other goes on. */
+export const STREAM_DIFFERENT_FIN = 2;
+export type StreamVerdict =
+  | typeof STREAM_EQUAL
+  | typeof STREAM_DIFFERENT_BYTES
+  | typeof STREAM_DIFFERENT_FIN;
+
+/** Pieces sorted by `seq`, consumed from the front. */
+export class PieceQueue<P extends Piece> {
+  #pieces: P[] = [];
+  #head = 0;
+
+  get size(): number {
+    return this.#pieces.length - this.#head;
+  }
+
+  /** The first piece, if any. */
+  get first(): P | undefined {
+    return this.#pieces[this.#head];
+  }
+
+  /** Inserts behind all pieces that begin at or before it; O(1) for a stream in order. */
+  insert(piece: P): void {
+    const pieces = this.#pieces;
+    let at = pieces.length;
+    while (at > this.#head && seqBefore(piece.seq, pieces[at - 1]!.seq)) at--;
+    if (at === pieces.length) pieces.push(piece);
+    else pieces.splice(at, 0, piece);
+  }
+
+  /** The piece that holds the byte at `seq`, if there is one. */
+  covering(seq: Seq): P | undefined {
+    const pieces = this.#pieces;
+    for (let i = this.#head; i < pieces.length; i++) {
+      const piece = pieces[i]!;
+      if (seqBefore(seq, piece.seq)) return undefined;
+      if (seqBefore(seq, piece.end)) return piece;
+    }
+    return undefined;
+  }
+
+  /** Removes the leading pieces that end at or before `seq`. */
+  dropUntil(seq: Seq, onDropped: (piece: P) => void): void {
+    const pieces = this.#pieces;
+    while (this.#head < pieces.length && seqBeforeOrEqual(pieces[this.#head]!.end, seq)) {
+      const piece = pieces[this.#head]!;
+      pieces[this.#head++] = undefined as never;
+      onDropped(piece);
+    }
+    if (this.#head === pieces.length) {
+      pieces.length = 0;
+      this.#head = 0;
+    } else if (this.#head > 64 && this.#head * 2 > pieces.length) {
+      pieces.splice(0, this.#head);
+      this.#head = 0;
+    }
+  }
+
+  /** Takes out one piece that need not be at the front; nothing happens when it is not there. */
+  remove(piece: P): void {
+    const at = this.#pieces.indexOf(piece, this.#head);
+    if (at !== -1) this.#pieces.splice(at, 1);
+  }
+
+  /** Removes all pieces. */
+  clear(onDropped: (piece: P) => void): void {
+    for (let i = this.#head; i < this.#pieces.length; i++) onDropped(this.#pieces[i]!);
+    this.#pieces.length = 0;
+    this.#head = 0;
+  }
+}
+
+/** The two streams of one connection. `P` and `S` are the caller's kinds of pieces. */
+export class StreamComparer<P extends Piece, S extends Piece> {
+  /** End of the agreed prefix; meaningful once `started`. */
+  compared: Seq = 0;
+  /** False until the position where comparing begins is known. */
+  started = false;
+  readonly primary = new PieceQueue<P>();
+  readonly secondary = new PieceQueue<S>();
+  /** Position of each guest's FIN, once seen. */
+  primaryFin: Seq | undefined = undefined;
+  secondaryFin: Seq | undefined = undefined;
+  readonly #onPrimaryDropped: (piece: P) => void;
+  readonly #onSecondaryDropped: (piece: S) => void;
+
+  /** The callbacks are told of every piece that leaves a queue, except by `remove`. */
+  constructor(onPrimaryDropped: (piece: P) => void, onSecondaryDropped: (piece: S) => void) {
+    this.#onPrimaryDropped = onPrimaryDropped;
+    this.#onSecondaryDropped = onSecondaryDropped;
+  }
+
+  /** Everything before `seq` counts as agreed; pieces before it are dropped. */
+  start(seq: Seq): void {
+    this.compared = seq;
+    this.started = true;
+    this.primary.dropUntil(seq, this.#onPrimaryDropped);
+    this.secondary.dropUntil(seq, this.#onSecondaryDropped);
+  }
+
+  /** Forgets both streams: a checkpoint has made them one. Comparing goes on at `seq`. */
+  restart(seq: Seq): void {
+    this.primary.clear(this.#onPrimaryDropped);
+    this.secondary.clear(this.#onSecondaryDropped);
+    this.primaryFin = undefined;
+    this.secondaryFin = undefined;
+    this.compared = seq;
+    this.started = true;
+  }
+
+  /** Forgets everything, the position too. */
+  reset(): void {
+    this.restart(0);
+    this.started = false;
+  }
+
+  /**
+   * Compares as far as both streams reach. After a verdict other than STREAM_EQUAL `compared` is the position
+   * of the first difference.
+   */
+  advance(): StreamVerdict {
+    if (!this.started) return STREAM_EQUAL;
+    for (;;) {
+      const position = this.compared;
+      const p = this.primary.covering(position);
+      const s = this.secondary.covering(position);
+      if (p === undefined || s === undefined) return this.#advanceFin(p, s);
+      const end = seqMin(p.end, s.end);
+      const length = seqDistance(position, end);
+      const pOffset = p.offset + seqDistance(p.seq, position);
+      const sOffset = s.offset + seqDistance(s.seq, position);
+      if (!bytesEqual(p.bytes, pOffset, s.bytes, sOffset, length)) {
+        const equal = firstDifference(p.bytes, pOffset, s.bytes, sOffset, length);
+        this.compared = seqAdd(position, equal);
+        return STREAM_DIFFERENT_BYTES;
+      }
+      this.compared = end;
+      this.primary.dropUntil(end, this.#onPrimaryDropped);
+      this.secondary.dropUntil(end, this.#onSecondaryDropped);
+    }
+  }
+
+  /** At `compared` one of the guests has no byte (yet): have they ended there? */
+  #advanceFin(p: P | undefined, s: S | undefined): StreamVerdict {
+    const primaryEnded = this.primaryFin === this.compared;
+    const secondaryEnded = this.secondaryFin === this.compared;
+    if (primaryEnded && secondaryEnded) {
+      this.compared = seqAdd(this.compared, 1);
+      return STREAM_EQUAL;
+    }
+    if ((primaryEnded && s !== undefined) || (secondaryEnded && p !== undefined)) {
+      return STREAM_DIFFERENT_FIN;
+    }
+    return STREAM_EQUAL;
+  }
+
+  /** Up to `bytesMax` bytes of either guest from `compared` on, hexadecimal, for a divergence's reason. */
+  excerpt(guest: 'primary' | 'secondary', bytesMax: number): string {
+    const piece: Piece | undefined =
+      guest === 'primary'
+        ? this.primary.covering(this.compared)
+        : this.secondary.covering(this.compared);
+    if (piece === undefined) return '';
+    const from = piece.offset + seqDistance(piece.seq, this.compared);
+    const to = Math.min(from + bytesMax, piece.offset + seqDistance(piece.seq, piece.end));
+    let text = '';
+    for (let i = from; i < to; i++) text += piece.bytes[i]!.toString(16).padStart(2, '0');
+    return text;
+  }
+}
