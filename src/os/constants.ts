@@ -1,0 +1,77 @@
+/**
+ * Numbers of the Linux system call interface, as in the kernel's uapi headers, for x86-64 and arm64.
+ *
+ * @module
+ */
+
+// sys/socket.h
+export const AF_PACKET = 17;
+export const SOCK_RAW = 3;
+export const SOCK_NONBLOCK = 0o4000;
+export const SOCK_CLOEXEC = 0o2000000;
+export const SOL_SOCKET = 1;
+export const SO_ERROR = 4;
+export const SO_SNDBUFFORCE = 32;
+export const SO_RCVBUFFORCE = 33;
+export const MSG_DONTWAIT = 0x40;
+export const MSG_TRUNC = 0x20;
+
+// errno.h
+export const EINTR = 4;
+export const EIO = 5;
+export const ENXIO = 6;
+export const EBADF = 9;
+export const EAGAIN = 11;
+export const ENODEV = 19;
+export const EINVAL = 22;
+export const EMSGSIZE = 90;
+export const ENETDOWN = 100;
+export const ENOBUFS = 105;
+/** tun: read or write while the device is down, or after it was deleted. */
+export const EBADFD = 77;
+
+// fcntl.h
+export const O_RDWR = 2;
+export const O_NONBLOCK = 0o4000;
+export const O_CLOEXEC = 0o2000000;
+
+// linux/if_ether.h
+export const ETH_P_ALL = 3;
+
+// linux/if_packet.h
+export const SOL_PACKET = 263;
+export const PACKET_ADD_MEMBERSHIP = 1;
+export const PACKET_STATISTICS = 6;
+export const PACKET_AUXDATA = 8;
+export const PACKET_VNET_HDR = 15;
+export const PACKET_QDISC_BYPASS = 20;
+export const PACKET_IGNORE_OUTGOING = 23;
+export const PACKET_MR_PROMISC = 1;
+/** struct tpacket_auxdata, tp_status: tp_vlan_tci is valid. */
+export const TP_STATUS_VLAN_VALID = 1 << 4;
+/** struct tpacket_auxdata, tp_status: tp_vlan_tpid is valid. */
+export const TP_STATUS_VLAN_TPID_VALID = 1 << 6;
+
+// linux/if.h, linux/sockios.h
+export const IFNAMSIZ = 16;
+/** struct ifreq: 16 bytes of name, a union of 24 bytes. */
+export const IFREQ_BYTES = 40;
+export const SIOCGIFNAME = 0x8910;
+export const SIOCGIFMTU = 0x8921;
+export const SIOCGIFFLAGS = 0x8913;
+export const SIOCSIFFLAGS = 0x8914;
+export const IFF_UP = 1;
+
+// linux/if_tun.h
+export const TUNSETIFF = 0x400454ca;
+export const TUNSETOFFLOAD = 0x400454d0;
+export const TUNSETVNETHDRSZ = 0x400454d8;
+export const IFF_TAP = 0x0002;
+export const IFF_NO_PI = 0x1000;
+export const IFF_VNET_HDR = 0x4000;
+export const TUN_F_CSUM = 1;
+export const TUN_F_TSO4 = 2;
+export const TUN_F_TSO6 = 4;
+
+// sched.h
+export const CLONE_NEWNET = 0x40000000;
