@@ -87,3 +87,23 @@ export const FLOW_TIMEOUT_ESTABLISHED_US: Micros = 432_000_000_000;
 export const FLOW_TIMEOUT_CLOSED_US: Micros = 120_000_000;
 /** UDP, ICMP and others (nf_conntrack_udp_timeout_stream). */
 export const FLOW_TIMEOUT_DATAGRAM_US: Micros = 120_000_000;
+
+/** Events kept for `ctl events`; the oldest is forgotten. */
+export const EVENTS_KEPT_MAX = 1_024;
+
+/** One line of the control socket, either direction of requests. A longer one ends the connection. */
+export const CONTROL_LINE_BYTES_MAX = 64 * 1024;
+/** Connections to the control socket at a time; further ones are closed at once. */
+export const CONTROL_CONNECTIONS_MAX = 32;
+/** Bytes that a follower of events may leave unread before it is disconnected. */
+export const CONTROL_UNREAD_BYTES_MAX = 4 * 1024 * 1024;
+/** Flows that one `ctl flows` may ask for: about 3 MiB of answer. */
+export const CONTROL_FLOWS_MAX = 10_000;
+
+/** How long a `checkpoint begin` or `commit` waits for the peer's answer before the command is refused. */
+export const CHECKPOINT_ANSWER_TIMEOUT_US: Micros = 5_000_000;
+
+/** A checkpoint command (`--vm exec:`) that runs longer is ended: it would block all later requests. */
+export const VM_EXEC_TIMEOUT_US: Micros = 60_000_000;
+/** Characters of a checkpoint command's output that reach the log. */
+export const VM_EXEC_OUTPUT_BYTES_MAX = 4_096;
