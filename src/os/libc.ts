@@ -1,7 +1,7 @@
 /**
  * The C library, as far as Node does not offer it: raw sockets, batched I/O, ioctl, namespaces.
  *
- * This is the only file that declares foreign functions. Each one returns what C returns; after
+ * Each function returns what C returns; after
  * -1 ask `errno()` before any other foreign call, or hand the result to `checkResult`.
  *
  * Two kinds of pointers. Cold calls take a `Uint8Array` (or null). Hot calls take an address as a
@@ -15,7 +15,7 @@
  */
 import { getSystemErrorName } from 'node:util';
 import koffi from 'koffi';
-import { ColoError } from '../base/errors.ts';
+import { ColoError } from '../base/error.ts';
 
 /** Memory for a cold call; null is the null pointer. */
 export type Memory = Uint8Array | null;

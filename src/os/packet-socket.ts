@@ -1,0 +1,223 @@
+/**
+ * A raw packet socket on one network interface: packet(7), with virtio-net headers so that GSO frames
+ * pass whole, in batches.
+ *
+ * Sources: Linux net/packet/af_packet.c, include/uapi/linux/if_packet.h.
+ *
+ * @module
+ */
+import { BATCH_FRAMES_MAX } from '../limits.ts';
+import {
+  AF_PACKET,
+  ENODEV,
+  ETH_P_ALL,
+  IFF_UP,
+  IFNAMSIZ,
+  IFREQ_BYTES,
+  MSG_DONTWAIT,
+  PACKET_ADD_MEMBERSHIP,
+  PACKET_AUXDATA,
+  PACKET_IGNORE_OUTGOING,
+  PACKET_MR_PROMISC,
+  PACKET_QDISC_BYPASS,
+  PACKET_STATISTICS,
+  PACKET_VNET_HDR,
+  SIOCGIFFLAGS,
+  SIOCGIFMTU,
+  SO_ERROR,
+  SO_RCVBUFFORCE,
+  SO_SNDBUFFORCE,
+  SOCK_CLOEXEC,
+  SOCK_NONBLOCK,
+  SOCK_RAW,
+  SOL_PACKET,
+  SOL_SOCKET,
+  TP_STATUS_VLAN_TPID_VALID,
+  TP_STATUS_VLAN_VALID,
+} from './constants.ts';
+import {
+  bind,
+  checkResult,
+  close,
+  errno,
+  getsockname,
+  getsockopt,
+  ifNameToIndex,
+  ioctl,
+  recvmmsg,
+  sendmmsg,
+  setsockopt,
+  socket,
+  systemError,
+} from './libc.ts';
+import type { MessageVector } from './message-vector.ts';
+
+/** struct cmsghdr (16) and struct tpacket_auxdata (20), rounded up to 8. */
+export const AUXDATA_CONTROL_BYTES = 40;
+
+/** Stable code of the errors thrown here. */
+const CODE = 'COLO_ERR_PACKET_OPEN';
+
+/** struct sockaddr_ll. */
+const SOCKADDR_LL_BYTES = 20;
+
+/** What a packet socket is opened with, beside the interface. */
+export interface PacketSocketOptions {
+  /** Receive and send buffer, bytes of skb memory (the kernel doubles them). */
+  readonly bufferBytes: number;
+  /** PACKET_QDISC_BYPASS: past the queueing discipline, straight to the driver. */
+  readonly qdiscBypass: boolean;
+}
+
+/** An open socket; all calls are non-blocking. Failing calls return `-errno`. */
+export class PacketSocket {
+  readonly fd: number;
+  readonly interfaceName: string;
+
+  private constructor(fd: number, interfaceName: string) {
+    this.fd = fd;
+    this.interfaceName = interfaceName;
+  }
+
+  /**
+   * Opens a promiscuous socket for all frames that `interfaceName` receives (not those it sends).
+   *
+   * @throws ColoError COLO_ERR_PACKET_OPEN
+   */
+  static open(interfaceName: string, options: PacketSocketOptions): PacketSocket {
+    const index = interfaceName.length < IFNAMSIZ ? ifNameToIndex(interfaceName) : 0;
+    const action = `Cannot open a packet socket on ${interfaceName}`;
+    const failure = (syscall: string) => ({ code: CODE, syscall, action, path: interfaceName });
+    if (index === 0) throw systemError(ENODEV, failure('if_nametoindex'));
+    // Protocol 0: nothing is received before bind names the interface.
+    const fd = checkResult(
+      socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, 0),
+      failure('socket'),
+    );
+    try {
+      configure(fd, index, options, (result) => checkResult(result, failure('setsockopt')));
+      checkResult(bind(fd, linkAddress(index), SOCKADDR_LL_BYTES), failure('bind'));
+    } catch (error) {
+      close(fd);
+      throw error;
+    }
+    return new PacketSocket(fd, interfaceName);
+  }
+
+  /** Receives up to BATCH_FRAMES_MAX frames into `vector`; how many, or `-errno`. */
+  receive(vector: MessageVector): number {
+    const count = recvmmsg(this.fd, vector.address, BATCH_FRAMES_MAX, MSG_DONTWAIT, 0);
+    return count < 0 ? -errno() : count;
+  }
+
+  /** Sends messages `[first, first + count)` of `vector`; how many were taken (at least 1), or `-errno`. */
+  send(vector: MessageVector, first: number, count: number): number {
+    const sent = sendmmsg(this.fd, vector.addressOfMessage(first), count, MSG_DONTWAIT);
+    return sent < 0 ? -errno() : sent;
+  }
+
+  /** Takes the pending error of the socket; 0 when there is none. */
+  takeError(): number {
+    return this.#option(SOL_SOCKET, SO_ERROR, 4);
+  }
+
+  /** Frames that did not fit into the receive buffer since the last call. */
+  takeKernelDrops(): number {
+    // struct tpacket_stats: tp_packets, tp_drops; reading resets both.
+    return Math.max(0, this.#option(SOL_PACKET, PACKET_STATISTICS, 8, 4));
+  }
+
+  /** Has the interface been deleted, or moved to another namespace? The socket stays dead then. */
+  isVanished(): boolean {
+    const address = new Uint8Array(SOCKADDR_LL_BYTES);
+    const bytes = new Uint8Array(new Uint32Array([SOCKADDR_LL_BYTES]).buffer);
+    if (getsockname(this.fd, address, bytes) < 0) return true;
+    return new DataView(address.buffer).getInt32(4, true) <= 0;
+  }
+
+  /** Largest layer 3 packet of the interface in bytes, or `-errno`. */
+  mtu(): number {
+    return this.#interfaceField(SIOCGIFMTU, (view) => view.getInt32(IFNAMSIZ, true));
+  }
+
+  /** Is the interface administratively up? */
+  isUp(): boolean {
+    const flags = this.#interfaceField(SIOCGIFFLAGS, (view) => view.getUint16(IFNAMSIZ, true));
+    return flags >= 0 && (flags & IFF_UP) !== 0;
+  }
+
+  close(): void {
+    close(this.fd);
+  }
+
+  #interfaceField(request: number, readField: (view: DataView) => number): number {
+    const ifreq = new Uint8Array(IFREQ_BYTES);
+    new TextEncoder().encodeInto(this.interfaceName, ifreq);
+    return ioctl(this.fd, request, ifreq) < 0 ? -errno() : readField(new DataView(ifreq.buffer));
+  }
+
+  /** The u32 at `offset` of an option's value; `-errno` on failure. */
+  #option(level: number, option: number, bytes: number, offset = 0): number {
+    const value = new Uint8Array(bytes);
+    const length = new Uint8Array(new Uint32Array([bytes]).buffer);
+    if (getsockopt(this.fd, level, option, value, length) < 0) return -errno();
+    return new DataView(value.buffer).getUint32(offset, true);
+  }
+}
+
+/**
+ * The VLAN tag that the kernel took off received message `index`: TPID * 65536 + TCI, or 0 when there
+ * was none. (Linux keeps the outer tag in the skb, and tells packet sockets in PACKET_AUXDATA.)
+ *
+ * ```text
+ * struct cmsghdr:           0 cmsg_len 8, 8 cmsg_level 4, 12 cmsg_type 4
+ * struct tpacket_auxdata:  16 tp_status 4, 20 tp_len 4, 24 tp_snaplen 4, 28 tp_mac 2, 30 tp_net 2,
+ *                          32 tp_vlan_tci 2, 34 tp_vlan_tpid 2; host order
+ * ```
+ */
+export function strippedVlanTag(vector: MessageVector, index: number): number {
+  // A PACKET_AUXDATA message is the only one that was asked for.
+  if (vector.controlBytes(index) < AUXDATA_CONTROL_BYTES - 4) return 0;
+  const at = vector.controlOffset(index);
+  const view = vector.view;
+  const status = view.getUint32(at + 16, true);
+  if ((status & TP_STATUS_VLAN_VALID) === 0) return 0;
+  const tpid = (status & TP_STATUS_VLAN_TPID_VALID) === 0 ? 0x8100 : view.getUint16(at + 34, true);
+  return tpid * 0x1_0000 + view.getUint16(at + 32, true);
+}
+
+function configure(
+  fd: number,
+  interfaceIndex: number,
+  options: PacketSocketOptions,
+  check: (result: number) => number,
+): void {
+  const set = (level: number, option: number, value: number) =>
+    setsockopt(fd, level, option, new Uint8Array(new Int32Array([value]).buffer), 4);
+  check(set(SOL_PACKET, PACKET_VNET_HDR, 1));
+  check(set(SOL_PACKET, PACKET_AUXDATA, 1));
+  // Linux 4.20. Without it every frame that is sent comes back as received.
+  check(set(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1));
+  if (options.qdiscBypass) check(set(SOL_PACKET, PACKET_QDISC_BYPASS, 1));
+  // Beyond net.core.rmem_max; needs CAP_NET_ADMIN of the initial user namespace, so it may fail.
+  set(SOL_SOCKET, SO_RCVBUFFORCE, options.bufferBytes);
+  set(SOL_SOCKET, SO_SNDBUFFORCE, options.bufferBytes);
+  check(setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, promiscuous(interfaceIndex), 16));
+}
+
+/** struct sockaddr_ll: family (host order), protocol (network order), interface index. */
+function linkAddress(interfaceIndex: number): Uint8Array {
+  const view = new DataView(new ArrayBuffer(SOCKADDR_LL_BYTES));
+  view.setUint16(0, AF_PACKET, true);
+  view.setUint16(2, ETH_P_ALL);
+  view.setInt32(4, interfaceIndex, true);
+  return new Uint8Array(view.buffer);
+}
+
+/** struct packet_mreq: interface index, type, address length, address. */
+function promiscuous(interfaceIndex: number): Uint8Array {
+  const view = new DataView(new ArrayBuffer(16));
+  view.setInt32(0, interfaceIndex, true);
+  view.setUint16(4, PACKET_MR_PROMISC, true);
+  return new Uint8Array(view.buffer);
+}
