@@ -46,6 +46,31 @@ export const accept4: (fd: number, address: Memory, addressBytes: Memory, flags:
 /** getsockname(2); `addressBytes` as for accept4. */
 export const getsockname: (fd: number, address: Uint8Array, addressBytes: Uint8Array) => number =
   c.func('int getsockname(int fd, void *address, void *bytes)');
+/** getpeername(2); `addressBytes` as for accept4. */
+export const getpeername: (fd: number, address: Uint8Array, addressBytes: Uint8Array) => number =
+  c.func('int getpeername(int fd, void *address, void *bytes)');
+/** sendto(2); returns bytes. */
+export const sendto: (
+  fd: number,
+  memory: Uint8Array,
+  bytes: number,
+  flags: number,
+  address: Uint8Array,
+  addressBytes: number,
+) => number = c.func(
+  'intptr_t sendto(int fd, const void *memory, size_t bytes, int flags, const void *address, uint32_t addressBytes)',
+);
+/** recvfrom(2); returns bytes; `addressBytes` as for accept4. */
+export const recvfrom: (
+  fd: number,
+  memory: Uint8Array,
+  bytes: number,
+  flags: number,
+  address: Uint8Array,
+  addressBytes: Uint8Array,
+) => number = c.func(
+  'intptr_t recvfrom(int fd, void *memory, size_t bytes, int flags, void *address, void *addressBytes)',
+);
 /** setsockopt(2). */
 export const setsockopt: (
   fd: number,

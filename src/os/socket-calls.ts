@@ -7,57 +7,21 @@
  *
  * @module
  */
-import koffi from 'koffi';
-import { ColoError } from '../base/error.ts';
-
-const libc = koffi.load('libc.so.6');
-const call = {
-  socket: libc.func('int socket(int domain, int type, int protocol)'),
-  bind: libc.func('int bind(int fd, const void *address, unsigned int length)'),
-  listen: libc.func('int listen(int fd, int backlog)'),
-  accept4: libc.func('int accept4(int fd, void *address, void *length, int flags)'),
-  connect: libc.func('int connect(int fd, const void *address, unsigned int length)'),
-  getsockname: libc.func('int getsockname(int fd, void *address, void *length)'),
-  getpeername: libc.func('int getpeername(int fd, void *address, void *length)'),
-  send: libc.func('long send(int fd, const void *data, size_t length, int flags)'),
-  recv: libc.func('long recv(int fd, void *data, size_t length, int flags)'),
-  sendto: libc.func(
-    'long sendto(int fd, const void *data, size_t length, int flags, const void *address, unsigned int addressLength)',
-  ),
-  recvfrom: libc.func(
-    'long recvfrom(int fd, void *data, size_t length, int flags, void *address, void *addressLength)',
-  ),
-  shutdown: libc.func('int shutdown(int fd, int how)'),
-  close: libc.func('int close(int fd)'),
-  getsockopt: libc.func(
-    'int getsockopt(int fd, int level, int name, void *value, void *valueLength)',
-  ),
-  setsockopt: libc.func(
-    'int setsockopt(int fd, int level, int name, const void *value, unsigned int valueLength)',
-  ),
-  ioctl: libc.func('int ioctl(int fd, unsigned long request, void *value)'),
-  epollCreate: libc.func('int epoll_create1(int flags)'),
-  epollCtl: libc.func('int epoll_ctl(int epoll, int operation, int fd, void *event)'),
-  epollWait: libc.func('int epoll_wait(int epoll, void *events, int countMax, int timeoutMs)'),
-};
+import { SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET } from './constants.ts';
+import * as libc from './libc.ts';
 
 export const AF_INET = 2;
 export const AF_NETLINK = 16;
 export const AF_INET6 = 10;
 export const SOCK_STREAM = 1;
 export const SOCK_DGRAM = 2;
-export const SOCK_RAW = 3;
-const SOCK_NONBLOCK = 0o4000;
-const SOCK_CLOEXEC = 0o2000000;
 
 export const IPPROTO_ICMP = 1;
 export const IPPROTO_TCP = 6;
 export const IPPROTO_IPV6 = 41;
 export const IPPROTO_ICMPV6 = 58;
 export const IPPROTO_RAW = 255;
-export const SOL_SOCKET = 1;
 export const SO_REUSEADDR = 2;
-export const SO_ERROR = 4;
 export const IPV6_V6ONLY = 26;
 export const TCP_NODELAY = 1;
 
@@ -83,21 +47,18 @@ export interface SocketAddress {
   readonly port: number;
 }
 
-/** Name of an errno, for messages: `EAGAIN`. */
-export function errnoName(errno: number): string {
-  for (const [name, value] of Object.entries(koffi.os.errno)) if (value === errno) return name;
-  return `errno ${errno}`;
-}
-
 /** @throws ColoError `COLO_ERR_SYSCALL` when `result` is negative; otherwise returns it */
 export function checkCall(syscall: string, result: number): number {
   if (result >= 0) return result;
-  const errno = errnoName(-result);
-  throw new ColoError('COLO_ERR_SYSCALL', `${syscall} failed: ${errno}`, { syscall, errno });
+  throw libc.systemError(-result, {
+    code: 'COLO_ERR_SYSCALL',
+    syscall,
+    action: `Cannot ${syscall}`,
+  });
 }
 
 function outcome(result: number): number {
-  return result < 0 ? -koffi.errno() : Number(result);
+  return result < 0 ? -libc.errno() : Number(result);
 }
 
 /** Bytes of the largest address used here, sockaddr_in6. */
@@ -138,63 +99,64 @@ function decodeAddress(bytes: Uint8Array): SocketAddress {
 export function openSocket(domain: number, type: number, protocol = 0): number {
   return checkCall(
     'socket',
-    outcome(call.socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol)),
+    outcome(libc.socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, protocol)),
   );
 }
 
 /** Returns 0 or -errno. */
 export function bindSocket(fd: number, address: SocketAddress): number {
   const bytes = encodeAddress(address);
-  return outcome(call.bind(fd, bytes, bytes.length));
+  return outcome(libc.bind(fd, bytes, bytes.length));
 }
 
 /** Returns 0 or -errno. */
 export function listenSocket(fd: number, backlog: number): number {
-  return outcome(call.listen(fd, backlog));
+  return outcome(libc.listen(fd, backlog));
 }
 
 /** Returns the new connection's descriptor, or -errno (-EAGAIN: none waits). */
 export function acceptSocket(fd: number): number {
-  return outcome(call.accept4(fd, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC));
+  return outcome(libc.accept4(fd, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC));
 }
 
 /** Returns 0 or -errno (-EINPROGRESS: on its way). */
 export function connectSocket(fd: number, address: SocketAddress): number {
   const bytes = encodeAddress(address);
-  return outcome(call.connect(fd, bytes, bytes.length));
+  return outcome(libc.connect(fd, bytes, bytes.length));
 }
 
 const addressScratch = new Uint8Array(SOCKADDR_BYTES);
 const lengthScratch = new Uint32Array(1);
+const lengthBytes = new Uint8Array(lengthScratch.buffer);
 
 /** This end of a socket. @throws ColoError */
 export function localAddress(fd: number): SocketAddress {
   lengthScratch[0] = SOCKADDR_BYTES;
-  checkCall('getsockname', outcome(call.getsockname(fd, addressScratch, lengthScratch)));
+  checkCall('getsockname', outcome(libc.getsockname(fd, addressScratch, lengthBytes)));
   return decodeAddress(addressScratch);
 }
 
 /** The other end of a connection, or undefined when it is not connected (any more). */
 export function remoteAddress(fd: number): SocketAddress | undefined {
   lengthScratch[0] = SOCKADDR_BYTES;
-  if (call.getpeername(fd, addressScratch, lengthScratch) < 0) return undefined;
+  if (libc.getpeername(fd, addressScratch, lengthBytes) < 0) return undefined;
   return decodeAddress(addressScratch);
 }
 
 /** Returns the number of bytes taken, or -errno. */
 export function sendBytes(fd: number, bytes: Uint8Array, flags = MSG_NOSIGNAL): number {
-  return outcome(call.send(fd, bytes, bytes.length, flags));
+  return outcome(libc.send(fd, bytes, bytes.length, flags));
 }
 
 /** Returns the number of bytes read (0: the peer's end of stream), or -errno. */
 export function receiveBytes(fd: number, bytes: Uint8Array, flags = 0): number {
-  return outcome(call.recv(fd, bytes, bytes.length, flags));
+  return outcome(libc.recv(fd, bytes, bytes.length, flags));
 }
 
 /** Sends one datagram. Returns its length or -errno. */
 export function sendDatagram(fd: number, bytes: Uint8Array, to: SocketAddress): number {
   const address = encodeAddress(to);
-  return outcome(call.sendto(fd, bytes, bytes.length, MSG_NOSIGNAL, address, address.length));
+  return outcome(libc.sendto(fd, bytes, bytes.length, MSG_NOSIGNAL, address, address.length));
 }
 
 /** Receives one datagram into `bytes`: its length and sender, or the negative errno. */
@@ -203,29 +165,29 @@ export function receiveDatagram(
   bytes: Uint8Array,
 ): { readonly length: number; readonly from: SocketAddress } | number {
   lengthScratch[0] = SOCKADDR_BYTES;
-  const length = outcome(call.recvfrom(fd, bytes, bytes.length, 0, addressScratch, lengthScratch));
+  const length = outcome(libc.recvfrom(fd, bytes, bytes.length, 0, addressScratch, lengthBytes));
   return length < 0 ? length : { length, from: decodeAddress(addressScratch) };
 }
 
 /** Ends one or both directions. Returns 0 or -errno. */
 export function shutdownSocket(fd: number, how: number): number {
-  return outcome(call.shutdown(fd, how));
+  return outcome(libc.shutdown(fd, how));
 }
 
 export function closeSocket(fd: number): void {
-  call.close(fd);
+  libc.close(fd);
 }
 
 /** Reads an option into `value`; returns how many bytes the kernel wrote, or -errno. */
 export function getOption(fd: number, level: number, name: number, value: Uint8Array): number {
   lengthScratch[0] = value.length;
-  const result = outcome(call.getsockopt(fd, level, name, value, lengthScratch));
-  return result < 0 ? result : lengthScratch[0];
+  const result = outcome(libc.getsockopt(fd, level, name, value, lengthBytes));
+  return result < 0 ? result : lengthScratch[0]!;
 }
 
 /** Returns 0 or -errno. */
 export function setOption(fd: number, level: number, name: number, value: Uint8Array): number {
-  return outcome(call.setsockopt(fd, level, name, value, value.length));
+  return outcome(libc.setsockopt(fd, level, name, value, value.length));
 }
 
 const intScratch = new Int32Array(1);
@@ -245,7 +207,7 @@ export function setIntOption(fd: number, level: number, name: number, value: num
 
 /** An ioctl that yields one int. @throws ColoError */
 export function ioctlInt(fd: number, request: number): number {
-  checkCall('ioctl', outcome(call.ioctl(fd, request, intBytes)));
+  checkCall('ioctl', outcome(libc.ioctl(fd, request, intBytes)));
   return intScratch[0]!;
 }
 
@@ -262,8 +224,6 @@ const EPOLL_EVENTS_MAX = 256;
 const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
 const EPOLL_CTL_MOD = 3;
-/** A blocked wait holds one thread of libuv's pool; it returns at least this often, so a process can end. */
-const EPOLL_WAIT_MS_MAX = 500;
 
 /** Level-triggered readiness of many sockets. */
 export class Epoll {
@@ -275,7 +235,7 @@ export class Epoll {
   readonly #oneBytes = new Uint8Array(this.#one.buffer);
 
   constructor() {
-    this.#fd = checkCall('epoll_create1', outcome(call.epollCreate(SOCK_CLOEXEC)));
+    this.#fd = checkCall('epoll_create1', outcome(libc.epollCreate1(SOCK_CLOEXEC)));
   }
 
   /** Watches `fd` for `events` (EPOLLIN, EPOLLOUT, ...), replacing what it was watched for. */
@@ -285,19 +245,19 @@ export class Epoll {
     this.#one.setUint32(0, events, true);
     this.#one.setInt32(EPOLL_DATA_OFFSET, fd, true);
     const operation = before === undefined ? EPOLL_CTL_ADD : EPOLL_CTL_MOD;
-    checkCall('epoll_ctl', outcome(call.epollCtl(this.#fd, operation, fd, this.#oneBytes)));
+    checkCall('epoll_ctl', outcome(libc.epollCtl(this.#fd, operation, fd, this.#oneBytes)));
     this.#interest.set(fd, events);
   }
 
   /** To be called before `fd` is closed. */
   forget(fd: number): void {
     if (!this.#interest.delete(fd)) return;
-    call.epollCtl(this.#fd, EPOLL_CTL_DEL, fd, this.#oneBytes);
+    libc.epollCtl(this.#fd, EPOLL_CTL_DEL, fd, this.#oneBytes);
   }
 
   /** Hands what is ready now to `onReady`, without blocking; returns how many there were. */
   poll(onReady: (fd: number, events: number) => void): number {
-    const count = call.epollWait(this.#fd, this.#eventBytes, EPOLL_EVENTS_MAX, 0);
+    const count = libc.epollWait(this.#fd, this.#eventBytes, EPOLL_EVENTS_MAX, 0);
     for (let i = 0; i < count; i++) {
       const at = i * EPOLL_EVENT_BYTES;
       const fd = this.#events.getInt32(at + EPOLL_DATA_OFFSET, true);
@@ -307,8 +267,8 @@ export class Epoll {
     return Math.max(count, 0);
   }
 
-  /** Calls back once, when something is ready or after EPOLL_WAIT_MS_MAX. */
-  wait(onWake: () => void): void {
-    call.epollWait.async(this.#fd, this.#oneBytes, 1, EPOLL_WAIT_MS_MAX, () => onWake());
+  /** The descriptor of the set itself: readable while something in it is ready. */
+  get fd(): number {
+    return this.#fd;
   }
 }
