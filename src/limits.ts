@@ -18,6 +18,15 @@ export const FRAME_BYTES_MAX = 65_535 + 14 + 8;
 /** Frames received before the shell turns to its other ports; one recvmmsg. */
 export const BATCH_FRAMES_MAX = 64;
 
+/**
+ * Socket buffer of a packet port, each way, in bytes of kernel memory: 13 ms of frames at 10 Gbit/s, longer
+ * than a garbage collection. At the limit the kernel drops, counted as `kernel-queue-full`.
+ */
+export const PORT_SOCKET_BUFFER_BYTES = 16 * 1024 * 1024;
+
+/** Frames that a port's kernel side would not take yet. At the limit they are dropped, counted as `send-queue-full`. */
+export const PORT_SEND_QUEUE_BYTES_MAX = 8 * 1024 * 1024;
+
 /** How long the proxy waits for the other guest before it asks for a checkpoint (SoCC'13: 200 ms). */
 export const COMPARE_TIMEOUT_US: Micros = 200_000;
 
@@ -107,3 +116,37 @@ export const CHECKPOINT_ANSWER_TIMEOUT_US: Micros = 5_000_000;
 export const VM_EXEC_TIMEOUT_US: Micros = 60_000_000;
 /** Characters of a checkpoint command's output that reach the log. */
 export const VM_EXEC_OUTPUT_BYTES_MAX = 4_096;
+
+/** One netlink message or datagram of a VM layer; the protocol's own messages have 16 to 28 bytes. */
+export const NETLINK_DATAGRAM_BYTES_MAX = 8_192;
+/** Connections to a driver's Unix socket at a time; further ones are closed at once. */
+export const VM_CLIENTS_MAX = 16;
+/** Requests of VM layers that wait for their turn; further ones are answered with EBUSY. */
+export const VM_REQUESTS_WAITING_MAX = 256;
+/** Bytes that a VM layer may leave unread before it is disconnected. */
+export const VM_UNREAD_BYTES_MAX = 64 * 1024;
+/** How often it is looked whether the netlink socket of the owner is still open. */
+export const NETLINK_OWNER_PROBE_US: Micros = 200_000;
+
+/** A notify client that has not introduced itself within this time is disconnected (libxl does so at once). */
+export const NOTIFY_INIT_TIMEOUT_US: Micros = 2_000_000;
+
+/** One line of QMP; the longest answer, query-qmp-schema, has about 200 KB. Longer ones are skipped. */
+export const QMP_LINE_BYTES_MAX = 4 * 1024 * 1024;
+/** A QMP command that is not answered within this time counts as failed: QEMU hangs. */
+export const QMP_COMMAND_TIMEOUT_US: Micros = 2_000_000;
+/** No greeting within this time: QEMU hangs, or its monitor serves another client. Tried again. */
+export const QMP_GREETING_TIMEOUT_US: Micros = 2_000_000;
+/** Between two attempts to connect: doubles from the first to the second. */
+export const QMP_RECONNECT_MIN_US: Micros = 100_000;
+/** See QMP_RECONNECT_MIN_US. */
+export const QMP_RECONNECT_MAX_US: Micros = 2_000_000;
+/** A request without a STOP within this time was swallowed (measured: STOP after 0.8 to 5.1 ms), and is repeated. */
+export const QMP_STOP_TIMEOUT_US: Micros = 1_000_000;
+/** A guest stopped for longer than this: QEMU hangs in the checkpoint (measured: 1.6 to 14 ms for 128 MiB). */
+export const QMP_RESUME_TIMEOUT_US: Micros = 10_000_000;
+
+/** A `--on-peer-loss exec:` command that runs longer counts as "no". */
+export const ARBITER_EXEC_TIMEOUT_US: Micros = 10_000_000;
+/** Between two runs of an arbiter command that has asked to be run again. */
+export const ARBITER_RETRY_US: Micros = 1_000_000;

@@ -60,7 +60,9 @@ export interface ProxyEvent {
     | 'peer-down'
     | 'failover'
     | 'limit'
-    | 'reset';
+    | 'reset'
+    | 'vm' // what a VM driver saw, and each change of its state
+    | 'arbitration'; // what was decided about a lost peer, and on what evidence
   readonly text: string;
   readonly fields?: Record<string, string | number | boolean>;
 }

@@ -16,6 +16,8 @@ export interface VmEvents {
   checkpointAbort(reason: string): Promise<CommandResult>;
   failover(force: boolean): Promise<CommandResult>;
   reset(reason: string): Promise<CommandResult>;
+  /** Something the driver saw or did: becomes a ProxyEvent of kind `vm`, and a line of the log. */
+  report(text: string, fields?: Record<string, string | number | boolean>): void;
 }
 
 /** What `status` shows of a driver. */
