@@ -9,25 +9,10 @@
  */
 import type { FrameInfo } from '../wire/frame.ts';
 import type { Seq } from '../wire/seq.ts';
-import { applyChecksumDelta, delta16, delta32, sumOfBytes } from './checksum-delta.ts';
-import {
-  assertTcpHeader,
-  OPTION_END,
-  OPTION_NOP,
-  OPTION_SACK,
-  SACK_BLOCK_BYTES,
-  TCP_ACK_OFFSET,
-  TCP_CHECKSUM_OFFSET,
-  TCP_HEADER_BYTES_MIN,
-  TCP_WINDOW_OFFSET,
-} from './tcp-layout.ts';
-
-/** Adds a change of summed bytes to the TCP checksum, unless that is left to the hardware. */
-function updateChecksum(info: FrameInfo, delta: number): void {
-  if (!info.checksumPartial) {
-    applyChecksumDelta(info.view, info.l4Offset + TCP_CHECKSUM_OFFSET, delta);
-  }
-}
+import { TCP_ACK_NUMBER, TCP_HEADER_BYTES_MIN, TCP_WINDOW } from '../wire/tcp.ts';
+import { TCP_OPTION_END, TCP_OPTION_NOP, TCP_OPTION_SACK } from '../wire/tcp-options.ts';
+import { delta16, delta32, sumOfBytes } from './checksum-delta.ts';
+import { assertTcpHeader, SACK_BLOCK_BYTES, updateTcpChecksum } from './tcp-frame.ts';
 
 /**
  * Sets the acknowledgement number of a TCP frame, and `info.ack`.
@@ -35,12 +20,12 @@ function updateChecksum(info: FrameInfo, delta: number): void {
  */
 export function lowerAck(info: FrameInfo, newAck: Seq): void {
   assertTcpHeader(info);
-  const offset = info.l4Offset + TCP_ACK_OFFSET;
+  const offset = info.l4Offset + TCP_ACK_NUMBER;
   const before = info.view.getUint32(offset);
   if (before === newAck) return;
   info.view.setUint32(offset, newAck);
   info.ack = newAck;
-  updateChecksum(info, delta32(before, newAck, false));
+  updateTcpChecksum(info, delta32(before, newAck, false));
 }
 
 /**
@@ -49,12 +34,12 @@ export function lowerAck(info: FrameInfo, newAck: Seq): void {
  */
 export function setWindow(info: FrameInfo, window: number): void {
   assertTcpHeader(info);
-  const offset = info.l4Offset + TCP_WINDOW_OFFSET;
+  const offset = info.l4Offset + TCP_WINDOW;
   const before = info.view.getUint16(offset);
   if (before === window) return;
   info.view.setUint16(offset, window);
   info.window = window;
-  updateChecksum(info, delta16(before, window, false));
+  updateTcpChecksum(info, delta16(before, window, false));
 }
 
 /**
@@ -91,9 +76,9 @@ function trimOption(
   if (kept === blockCount) return 0;
   const keptBytes = kept === 0 ? 0 : 2 + kept * SACK_BLOCK_BYTES;
   if (kept > 0) bytes[optionOffset + 1] = keptBytes;
-  bytes.fill(OPTION_NOP, optionOffset + keptBytes, end);
+  bytes.fill(TCP_OPTION_NOP, optionOffset + keptBytes, end);
   const sumAfter = sumOfBytes(bytes, optionOffset, end, odd);
-  updateChecksum(info, (~sumBefore & 0xffff) + sumAfter);
+  updateTcpChecksum(info, (~sumBefore & 0xffff) + sumAfter);
   return blockCount - kept;
 }
 
@@ -113,15 +98,15 @@ export function trimSack(info: FrameInfo, covered: (left: Seq, right: Seq) => bo
   let at = info.l4Offset + TCP_HEADER_BYTES_MIN;
   while (at < end) {
     const kind = bytes[at]!;
-    if (kind === OPTION_END) break;
-    if (kind === OPTION_NOP) {
+    if (kind === TCP_OPTION_END) break;
+    if (kind === TCP_OPTION_NOP) {
       at++;
       continue;
     }
     if (at + 1 >= end) break;
     const optionBytes = bytes[at + 1]!;
     if (optionBytes < 2 || at + optionBytes > end) break;
-    if (kind === OPTION_SACK) removed += trimOption(info, at, optionBytes, covered);
+    if (kind === TCP_OPTION_SACK) removed += trimOption(info, at, optionBytes, covered);
     at += optionBytes;
   }
   return removed;
