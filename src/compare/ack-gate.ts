@@ -98,6 +98,10 @@ export class AckGate {
     this.secondaryAck = this.primaryAck;
     this.secondaryEdge = this.primaryEdge;
     this.secondaryWindow = this.primaryWindow;
+    // ... and the client was told all of it, or is told in the same batch.
+    this.emittedKnown = this.primaryKnown;
+    this.emittedAck = this.primaryAck;
+    this.emittedEdge = this.primaryEdge;
   }
 
   /** The SVM's position is unknown again. */

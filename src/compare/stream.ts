@@ -139,6 +139,19 @@ export class StreamComparer<P extends Piece, S extends Piece> {
     this.started = true;
   }
 
+  /** Forgets the PVM's stream and the position: it begins anew. */
+  clearPrimary(): void {
+    this.primary.clear(this.#onPrimaryDropped);
+    this.primaryFin = undefined;
+    this.started = false;
+  }
+
+  /** Forgets the SVM's stream: it begins anew. */
+  clearSecondary(): void {
+    this.secondary.clear(this.#onSecondaryDropped);
+    this.secondaryFin = undefined;
+  }
+
   /** Forgets everything, the position too. */
   reset(): void {
     this.restart(0);

@@ -1,0 +1,280 @@
+/**
+ * The primary's flows: finds or makes the flow of a frame and hands it over. Bounded: at the limits the least
+ * recently used flow with nothing held is forgotten; where every flow holds something, a checkpoint is asked for.
+ *
+ * A forgotten flow is picked up again when it speaks; nothing is released on the strength of what was forgotten.
+ *
+ * @module
+ */
+import { type Micros, NEVER } from '../base/time.ts';
+import type { FlowStatus } from '../env/engine.ts';
+import type { FrameBuffer } from '../env/frame.ts';
+import type { ProgressEntry } from '../env/messages.ts';
+import {
+  FLOW_CLASS_NAMES,
+  FLOW_CLOSED,
+  FLOW_DATAGRAM,
+  FLOW_ESTABLISHED,
+  FLOW_HALF_OPEN,
+  type FlowClass,
+  FlowTable,
+} from '../flow/table.ts';
+import type { FrameInfo } from '../wire/frame.ts';
+import { TCP_SYN } from '../wire/tcp.ts';
+import type { PrimaryConfig } from './config.ts';
+import type { PrimaryContext, PrimaryFlow } from './primary-context.ts';
+import { DatagramFlow } from './primary-datagram.ts';
+import { FragmentTracker } from './primary-fragments.ts';
+import { TcpFlow } from './primary-tcp.ts';
+
+const PROTOCOL_TCP = 6;
+
+export class PrimaryFlows {
+  readonly #context: PrimaryContext;
+  readonly #table: FlowTable<PrimaryFlow>;
+  /** Frames of other EtherTypes: one flow, the whole frame is compared. */
+  readonly #other: DatagramFlow;
+  /** Output that cannot be compared (no room for a flow, fragments that do not fit): held until a commit. */
+  readonly #orphans: DatagramFlow;
+  readonly #fragments: FragmentTracker;
+  #epoch = 0;
+
+  constructor(context: PrimaryContext, config: PrimaryConfig, nowUs: Micros) {
+    this.#context = context;
+    this.#table = new FlowTable<PrimaryFlow>({
+      hashKey: config.hashKey,
+      flowsMax: config.flowsMax,
+      halfOpenMax: config.halfOpenFlowsMax,
+    });
+    this.#other = new DatagramFlow(context);
+    this.#orphans = new DatagramFlow(context);
+    this.#fragments = new FragmentTracker(context, this.#orphans, nowUs, {
+      onPrimary: (buffer, info, frames) => this.#primaryFrame(buffer, info, frames),
+      onSecondary: (buffer, info, frames) => this.#secondaryFrame(buffer, info, frames),
+    });
+  }
+
+  get size(): number {
+    return this.#table.size;
+  }
+
+  // ------------------------------------------------------------------ frames
+
+  /** A client's frame on its way to the guests: only TCP has anything to learn from it. */
+  onClientFrame(info: FrameInfo): void {
+    if (info.protocol !== PROTOCOL_TCP || info.ipVersion === 0 || info.isFragment) return;
+    const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
+    const flow = this.#find(info, false) ?? (isSyn ? this.#insert(info, false) : undefined);
+    if (flow === undefined || flow.kind !== 'tcp') return;
+    flow.onClient(info);
+    this.#classify(flow);
+  }
+
+  /** A frame of the PVM that passes uncompared; its numbers are needed when protection begins. */
+  track(info: FrameInfo): void {
+    if (info.protocol !== PROTOCOL_TCP || info.ipVersion === 0 || info.isFragment) return;
+    const flow = this.#find(info, true) ?? this.#insert(info, true);
+    if (flow === undefined || flow.kind !== 'tcp') return;
+    flow.track(info);
+    this.#classify(flow);
+  }
+
+  /** A frame of the PVM, protected. */
+  onPrimaryFrame(buffer: FrameBuffer, info: FrameInfo): void {
+    if (info.isFragment) this.#fragments.onPrimary(buffer, info);
+    else this.#primaryFrame(buffer, info, undefined);
+  }
+
+  /** A frame of the SVM, of this epoch. */
+  onSecondaryFrame(buffer: FrameBuffer, info: FrameInfo): void {
+    if (info.isFragment) this.#fragments.onSecondary(buffer, info);
+    else this.#secondaryFrame(buffer, info, undefined);
+  }
+
+  #primaryFrame(
+    buffer: FrameBuffer,
+    info: FrameInfo,
+    fragments: Parameters<DatagramFlow['onPrimary']>[2],
+  ): void {
+    const flow = this.#flowFor(info);
+    if (flow === undefined) {
+      this.#context.counters.add('flowsFull');
+      this.#context.want(this.#orphans, 'limit', -1, '', '');
+      this.#orphans.diverged = true;
+      this.#orphans.onPrimary(buffer, info, fragments);
+      return;
+    }
+    this.#adoptFragments(flow, fragments);
+    flow.onPrimary(buffer, info, fragments);
+    if (flow.kind === 'tcp') this.#classify(flow);
+  }
+
+  #secondaryFrame(
+    buffer: FrameBuffer,
+    info: FrameInfo,
+    fragments: Parameters<DatagramFlow['onPrimary']>[2],
+  ): void {
+    const flow = this.#flowFor(info);
+    if (flow === undefined) {
+      this.#context.dropped.add('secondary-flows-full');
+      for (const frame of fragments ?? []) this.#context.unhold(this.#orphans, frame);
+      return;
+    }
+    this.#adoptFragments(flow, fragments);
+    if (flow.kind === 'tcp') {
+      flow.onSecondary(info);
+      for (const frame of fragments ?? []) this.#context.unhold(flow, frame);
+    } else flow.onSecondary(buffer, info, fragments);
+  }
+
+  /** Fragments were held on the orphans' account. */
+  #adoptFragments(flow: PrimaryFlow, fragments: Parameters<DatagramFlow['onPrimary']>[2]): void {
+    for (const frame of fragments ?? []) {
+      this.#orphans.heldBytes -= frame.slotBytes;
+      flow.heldBytes += frame.slotBytes;
+    }
+  }
+
+  // ------------------------------------------------------------------ table
+
+  #flowFor(info: FrameInfo): PrimaryFlow | undefined {
+    const flow =
+      info.ipVersion === 0 ? this.#other : (this.#find(info, true) ?? this.#insert(info, true));
+    if (flow !== undefined && flow.epoch !== this.#epoch) flow.adoptCheckpoint(this.#epoch);
+    return flow;
+  }
+
+  #find(info: FrameInfo, guestIsSource: boolean): PrimaryFlow | undefined {
+    const flow = this.#table.find(info, guestIsSource);
+    if (flow !== undefined) this.#table.touch(flow, this.#context.nowUs);
+    return flow;
+  }
+
+  #insert(info: FrameInfo, guestIsSource: boolean): PrimaryFlow | undefined {
+    const isTcp = info.protocol === PROTOCOL_TCP;
+    const isSyn = isTcp && (info.tcpFlags & TCP_SYN) !== 0;
+    let flowClass: FlowClass = FLOW_DATAGRAM;
+    if (isTcp) flowClass = isSyn ? FLOW_HALF_OPEN : FLOW_ESTABLISHED;
+    const { nowUs } = this.#context;
+    const hasRoom = this.#table.makeRoom(
+      flowClass,
+      nowUs,
+      (flow) => this.#canEvict(flow),
+      () => this.#context.counters.add('flowsEvicted'),
+    );
+    if (!hasRoom) return undefined;
+    const flow: PrimaryFlow = isTcp ? new TcpFlow(this.#context) : new DatagramFlow(this.#context);
+    flow.epoch = this.#epoch;
+    this.#table.insert(info, guestIsSource, flow, nowUs, flowClass);
+    return flow;
+  }
+
+  /** A flow with something held or waiting stays. */
+  #canEvict(flow: PrimaryFlow): boolean {
+    return flow.heldBytes === 0 && !flow.dirty && flow.waitingSinceUs() === NEVER;
+  }
+
+  #classify(flow: TcpFlow): void {
+    let flowClass: FlowClass = FLOW_HALF_OPEN;
+    if (flow.closed) flowClass = FLOW_CLOSED;
+    else if (flow.clientAckKnown || flow.primaryIsn === undefined) flowClass = FLOW_ESTABLISHED;
+    if (flow.primaryIsn === undefined && !flow.primaryEndKnown) return;
+    if (this.#table.classOf(flow) !== flowClass) {
+      this.#table.setClass(flow, flowClass, this.#context.nowUs);
+    }
+  }
+
+  // ------------------------------------------------------------------ checkpoints
+
+  /** Releases everything held, in every flow. */
+  releaseAll(): void {
+    this.#fragments.releaseAll();
+    // Whatever holds or waits is armed in the wheel.
+    this.#context.wheel.forEach((flow) => {
+      flow.releaseAll();
+    });
+    this.#orphans.releaseAll();
+    this.#other.releaseAll();
+  }
+
+  /** From now on flows of an older epoch are brought up to date when they are touched. */
+  adoptCheckpoint(epoch: number): void {
+    this.#epoch = epoch;
+    this.#orphans.adoptCheckpoint(epoch);
+    this.#other.adoptCheckpoint(epoch);
+    this.#fragments.clear();
+    // Flows with work pending in this batch must not go on with the old epoch's state.
+    this.#context.wheel.forEach((flow) => {
+      if (flow.epoch !== epoch) flow.adoptCheckpoint(epoch);
+    });
+  }
+
+  // ------------------------------------------------------------------ time
+
+  /** The wheel hands out a flow. */
+  onDue(flow: PrimaryFlow): void {
+    const { nowUs, config } = this.#context;
+    const deadlineUs =
+      flow.kind === 'datagram'
+        ? flow.deadlineUs()
+        : flow.waitingSinceUs() + config.compareTimeoutUs;
+    if (deadlineUs === NEVER) {
+      flow.reported = false;
+      return;
+    }
+    if (deadlineUs > nowUs) {
+      this.#context.wheel.arm(flow, deadlineUs);
+      return;
+    }
+    flow.onTimeout();
+    this.#context.wheel.arm(flow, nowUs + config.compareTimeoutUs);
+  }
+
+  expire(nowUs: Micros): void {
+    this.#fragments.expire(nowUs);
+    this.#table.expire(
+      nowUs,
+      (flow) => this.#canEvict(flow),
+      () => this.#context.counters.add('flowsAged'),
+    );
+  }
+
+  nextUs(): Micros {
+    return Math.min(this.#table.nextExpiryUs(), this.#fragments.nextUs());
+  }
+
+  // ------------------------------------------------------------------ looking
+
+  /** Readable name of a flow. */
+  describe(flow: PrimaryFlow): string {
+    if (flow === this.#other) return 'other EtherTypes';
+    if (flow === this.#orphans || flow.slot === -1) return 'output that cannot be compared';
+    return this.#table.describeFlow(flow);
+  }
+
+  /** What the secondary is told of a flow's progress; undefined when there is nothing to tell. */
+  progressOf(flow: PrimaryFlow): ProgressEntry | undefined {
+    if (flow.slot === -1) return undefined;
+    if (flow.kind === 'tcp' && !flow.releasedKnown) return undefined;
+    const position = flow.kind === 'tcp' ? flow.releasedEnd : flow.settled;
+    return { ...this.#table.key(flow), position };
+  }
+
+  list(countMax: number): FlowStatus[] {
+    const list: FlowStatus[] = [];
+    for (const flow of this.#table.values()) {
+      if (list.length >= countMax) break;
+      list.push({
+        flow: this.#table.describeFlow(flow),
+        tcpState: FLOW_CLASS_NAMES[this.#table.classOf(flow)] ?? '',
+        heldFrames: flow.heldFrames,
+        heldBytes: flow.heldBytes,
+        detail:
+          flow.kind === 'tcp'
+            ? { diverged: flow.diverged, released: flow.releasedEnd, epoch: flow.epoch }
+            : { diverged: flow.diverged, released: flow.releasedCount, epoch: flow.epoch },
+      });
+    }
+    return list;
+  }
+}

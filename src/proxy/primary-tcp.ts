@@ -1,0 +1,796 @@
+/**
+ * One TCP connection in the primary engine: the PVM's segments are held until the SVM has produced the same bytes
+ * (G1), and tell the client no more about its own data than both guests cover (G2).
+ *
+ *     PVM segment --> queue of held segments (first in, first out: G4) --> released when
+ *                       bytes:  end <= compared            (compare/stream.ts)
+ *                       ACK:    lowered to what both cover (compare/ack-gate.ts)
+ *                       SYN:    the SVM has sent its own, with the same options
+ *                       RST:    the SVM has sent its own
+ *
+ * A guest's TCP sends the same bytes whenever it retransmits a position (RFC 9293 §3.8.1): what lies before
+ * `compared` is not compared again.
+ *
+ * Required reading before changing it: RFC 9293 §3.10.7, RFC 2018, RFC 7323, docs/ARCHITECTURE.md.
+ *
+ * @module
+ */
+import { assert } from '../base/assert.ts';
+import { type Micros, NEVER } from '../base/time.ts';
+import { AckGate } from '../compare/ack-gate.ts';
+import {
+  type Piece,
+  STREAM_DIFFERENT_FIN,
+  STREAM_EQUAL,
+  StreamComparer,
+} from '../compare/stream.ts';
+import type { FrameBuffer } from '../env/frame.ts';
+import type { CheckpointCause } from '../env/messages.ts';
+import { VNET_HDR_BYTES } from '../limits.ts';
+import { lowerAck, setWindow, trimSack } from '../rewrite/lower.ts';
+import { dissect, type FrameInfo } from '../wire/frame.ts';
+import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
+import { TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
+import { parseTcpOptions, type TcpOptions } from '../wire/tcp-options.ts';
+import type { PooledFrame } from './frame-pool.ts';
+import { emitPureAck, makeAckTemplate } from './primary-ack.ts';
+import { EXCERPT_BYTES_MAX, type PrimaryContext, type PrimaryFlowBase } from './primary-context.ts';
+import { lowerSynOptions, SynOptions } from './primary-syn.ts';
+
+/** A segment of the PVM on its way out. While its batch lasts it may lie in the batch's memory. */
+export class HeldSegment implements Piece {
+  buffer: FrameBuffer = EMPTY_BUFFER;
+  frameOffset = 0;
+  frameBytes = 0;
+  /** Pool memory that holds it; undefined while it lies in the batch's memory. */
+  frame: PooledFrame | undefined = undefined;
+  /** The original fragments, when it was put together from such: they are what is released. */
+  fragments: readonly PooledFrame[] | undefined = undefined;
+  /** Payload as a piece of the stream. */
+  seq: Seq = 0;
+  end: Seq = 0;
+  bytes: Uint8Array = EMPTY_BUFFER.bytes;
+  offset = 0;
+  /** Sequence number after the segment, SYN and FIN counted. */
+  segmentEnd: Seq = 0;
+  flags = 0;
+  ack: Seq = 0;
+  window = 0;
+  hasSack = false;
+  arrivedUs: Micros = 0;
+  /** Is it in the comparer's queue? */
+  queued = false;
+}
+
+/** Payload of an SVM segment that waits for the PVM's. */
+export class SecondaryPiece implements Piece {
+  seq: Seq = 0;
+  end: Seq = 0;
+  bytes: Uint8Array = EMPTY_BUFFER.bytes;
+  offset = 0;
+  frame: PooledFrame | undefined = undefined;
+  arrivedUs: Micros = 0;
+  queued = false;
+}
+
+const EMPTY_BYTES = new Uint8Array(0);
+const EMPTY_BUFFER: FrameBuffer = { bytes: EMPTY_BYTES, view: new DataView(EMPTY_BYTES.buffer) };
+
+/** SVM bytes this far beyond what either guest has sent are not of this stream (bytes). */
+const AHEAD_MAX = 1 << 30;
+
+export class TcpFlow implements PrimaryFlowBase {
+  readonly kind = 'tcp';
+  slot = -1;
+  wheelSlot = -1;
+  epoch = 0;
+  diverged = false;
+  reported = false;
+  heldBytes = 0;
+  heldFrames = 0;
+  dirty = false;
+  progressed = false;
+  inReport = false;
+
+  readonly gate = new AckGate();
+  readonly comparer: StreamComparer<HeldSegment, SecondaryPiece>;
+  readonly held: HeldSegment[] = [];
+
+  /** End of all that the PVM has sent. */
+  primaryEndKnown = false;
+  primaryEnd: Seq = 0;
+  /** End of all that was released to the client. */
+  releasedKnown = false;
+  releasedEnd: Seq = 0;
+  /** The client has acknowledged everything before it. */
+  clientAckKnown = false;
+  clientAck: Seq = 0;
+  /** The connection was open before it was seen: output before this position cannot be verified. */
+  pickupSeq: Seq | undefined = undefined;
+
+  primaryIsn: Seq | undefined = undefined;
+  primarySyn: SynOptions | undefined = undefined;
+  secondaryIsn: Seq | undefined = undefined;
+  secondarySyn: SynOptions | undefined = undefined;
+  /** Both guests have sent their SYN: the PVM's may go. */
+  synMatched = false;
+  /** The client's SYN or SYN-ACK offered window scaling (RFC 7323 §2.2); undefined while not seen. */
+  clientScales: boolean | undefined = undefined;
+  secondaryReset = false;
+  primaryReset = false;
+  clientFin = false;
+  closed = false;
+
+  /** Header of the PVM's last ACK that could not (wholly) go out. */
+  template: PooledFrame | undefined = undefined;
+  templateAck: Seq = 0;
+  templateWindow = 0;
+  templateHasSack = false;
+  /** The template was never sent in any form: it counts even when it says nothing new (duplicate ACK). */
+  templateUnsent = false;
+  /** The ACK number that has waited longest, and since when. */
+  waitingAck: Seq = 0;
+  ackSinceUs: Micros = NEVER;
+  windowSinceUs: Micros = NEVER;
+  secondarySinceUs: Micros = NEVER;
+  resetSinceUs: Micros = NEVER;
+
+  readonly #context: PrimaryContext;
+
+  constructor(context: PrimaryContext) {
+    this.#context = context;
+    this.comparer = new StreamComparer<HeldSegment, SecondaryPiece>(
+      (segment) => {
+        segment.queued = false;
+      },
+      (piece) => {
+        piece.queued = false;
+        if (piece.frame !== undefined) {
+          context.unhold(this, piece.frame);
+          piece.frame = undefined;
+        }
+      },
+    );
+  }
+
+  // ------------------------------------------------------------------ ingress
+
+  /** A segment of the client, on its way to both guests. */
+  onClient(info: FrameInfo): void {
+    const flags = info.tcpFlags;
+    if ((flags & TCP_SYN) !== 0) {
+      const options = this.#context.scratchOptions;
+      parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
+      this.clientScales = options.windowScale >= 0;
+      this.#learnShift();
+    } else if ((flags & TCP_ACK) !== 0 && this.primaryEndKnown) {
+      const ack = info.ack;
+      // Only an ACK of something sent says anything: others are forged or stale (RFC 9293 §3.10.7.4).
+      if (seqBeforeOrEqual(ack, this.primaryEnd)) {
+        if (!this.clientAckKnown || seqBefore(this.clientAck, ack)) this.clientAck = ack;
+        this.clientAckKnown = true;
+      }
+    }
+    if ((flags & TCP_FIN) !== 0) this.clientFin = true;
+    if ((flags & TCP_RST) !== 0) this.closed = true;
+  }
+
+  // ------------------------------------------------------------------ egress, not protected
+
+  /** A segment of the PVM that passes without comparing: only its numbers are noted. */
+  track(info: FrameInfo): void {
+    if ((info.tcpFlags & TCP_SYN) !== 0) this.#onPrimarySyn(info);
+    this.#noteNumbers(info);
+    this.releasedKnown = true;
+    this.releasedEnd = this.primaryEnd;
+  }
+
+  // ------------------------------------------------------------------ egress, protected
+
+  /**
+   * A segment of the PVM, in `buffer`. `fragments`: the frames it was put together from, if it came in fragments; `info` then
+   * describes memory that is only valid during this call.
+   */
+  onPrimary(
+    buffer: FrameBuffer,
+    info: FrameInfo,
+    fragments: readonly PooledFrame[] | undefined,
+  ): void {
+    if ((info.tcpFlags & TCP_SYN) !== 0) this.#onPrimarySyn(info);
+    this.#noteNumbers(info);
+    const segment = this.#makeSegment(buffer, info, fragments);
+    const payload = info.payloadBytes;
+    if (this.#isRetransmission(segment, payload)) {
+      this.#context.counts.retransmissions++;
+      this.#release(segment);
+      return;
+    }
+    this.held.push(segment);
+    this.heldFrames++;
+    if (!this.diverged) this.#offerPrimary(segment, payload);
+    this.#pump();
+    if (this.held.length > 0 && this.held[this.held.length - 1] === segment) this.#keep(segment);
+    this.#armIfWaiting();
+  }
+
+  /** A segment of the SVM: seq already in the PVM's numbers, except that of a SYN. */
+  onSecondary(info: FrameInfo): void {
+    const context = this.#context;
+    const flags = info.tcpFlags;
+    if (this.diverged) {
+      context.dropped.add('secondary-after-divergence');
+      return;
+    }
+    if ((flags & TCP_SYN) !== 0) this.#onSecondarySyn(info);
+    if ((flags & TCP_RST) !== 0) {
+      if (!this.secondaryReset) this.resetSinceUs = context.nowUs;
+      this.secondaryReset = true;
+    } else {
+      if ((flags & TCP_ACK) !== 0) this.#onSecondaryAck(info);
+      if (info.payloadBytes > 0 || (flags & TCP_FIN) !== 0) this.#offerSecondary(info);
+    }
+    this.#pump();
+    this.#armIfWaiting();
+  }
+
+  // ------------------------------------------------------------------ checkpoints
+
+  /** Releases everything held, as it is: covered by a commit, or the node is unprotected. */
+  releaseAll(): void {
+    const held = this.held.splice(0);
+    this.heldFrames = 0;
+    for (const segment of held) this.#send(segment);
+    this.comparer.reset();
+    if (this.template !== undefined) {
+      // The SVM's state now holds all that the PVM had acknowledged: the last ACK may go as it was.
+      this.gate.adoptPrimary();
+      emitPureAck(this.#context, this, this.templateAck, this.templateWindow);
+      this.dropTemplate();
+    }
+    this.ackSinceUs = NEVER;
+    this.windowSinceUs = NEVER;
+    this.secondarySinceUs = NEVER;
+    this.resetSinceUs = NEVER;
+    this.diverged = false;
+    this.reported = false;
+  }
+
+  /** A checkpoint was committed since this flow was touched last: both guests stand where the PVM stood. */
+  adoptCheckpoint(epoch: number): void {
+    this.epoch = epoch;
+    this.releasedKnown = this.primaryEndKnown;
+    this.releasedEnd = this.primaryEnd;
+    if (this.primaryEndKnown) this.comparer.restart(this.primaryEnd);
+    else this.comparer.reset();
+    this.gate.adoptPrimary();
+    if (this.template !== undefined) {
+      emitPureAck(this.#context, this, this.templateAck, this.templateWindow);
+      this.dropTemplate();
+    }
+    this.pickupSeq = undefined;
+    this.secondaryIsn = this.primaryIsn;
+    this.secondarySyn = undefined;
+    this.synMatched = this.primaryIsn !== undefined;
+    this.secondaryReset = this.primaryReset;
+    this.diverged = false;
+    this.reported = false;
+  }
+
+  // ------------------------------------------------------------------ deadlines
+
+  /** Since when the oldest thing waits; NEVER when nothing does. */
+  waitingSinceUs(): Micros {
+    const head = this.held[0];
+    return Math.min(
+      head === undefined ? NEVER : head.arrivedUs,
+      this.ackSinceUs,
+      this.windowSinceUs,
+      this.secondarySinceUs,
+      this.resetSinceUs,
+    );
+  }
+
+  /** The compare timeout has passed since `waitingSinceUs()`. */
+  onTimeout(): void {
+    const since = this.waitingSinceUs();
+    const head = this.held[0];
+    let cause: CheckpointCause = 'secondary-silent';
+    if (head !== undefined && head.arrivedUs === since) {
+      if ((head.flags & TCP_RST) !== 0) cause = 'reset-mismatch';
+    } else if (this.resetSinceUs === since) cause = 'reset-mismatch';
+    else if (this.ackSinceUs === since) cause = 'acknowledgement-behind';
+    else if (this.windowSinceUs === since) cause = 'window-closed';
+    else cause = 'primary-silent';
+    this.#want(cause);
+  }
+
+  /** End of the batch: the SVM may have caught up with a held ACK. */
+  onFlush(): void {
+    if (this.template !== undefined && !this.diverged) this.#emitPending();
+    this.#armIfWaiting();
+  }
+
+  // ------------------------------------------------------------------ details: SYN
+
+  #onPrimarySyn(info: FrameInfo): void {
+    if (this.primaryIsn === info.seq) return;
+    const isNew = this.primaryIsn !== undefined;
+    if (isNew && this.held.length > 0) this.#want('unverifiable');
+    this.primaryIsn = info.seq;
+    this.primaryEnd = info.seq;
+    this.primaryEndKnown = true;
+    this.primarySyn = SynOptions.read(info);
+    this.releasedKnown = false;
+    this.clientAckKnown = false;
+    this.pickupSeq = undefined;
+    this.synMatched = false;
+    this.primaryReset = false;
+    this.closed = false;
+    if (isNew) this.clientFin = false;
+    this.gate.primaryKnown = false;
+    this.gate.emittedKnown = false;
+    this.dropTemplate();
+    this.comparer.clearPrimary();
+    this.#learnShift();
+    this.#matchSyn();
+  }
+
+  #onSecondarySyn(info: FrameInfo): void {
+    if (this.secondaryIsn === info.seq) return;
+    this.secondaryIsn = info.seq;
+    this.secondarySyn = SynOptions.read(info);
+    this.secondaryReset = false;
+    this.resetSinceUs = NEVER;
+    this.comparer.clearSecondary();
+    this.secondarySinceUs = NEVER;
+    this.gate.forgetSecondary();
+    this.synMatched = false;
+    this.#matchSyn();
+  }
+
+  /** Both SYNs are there: comparing begins behind them. */
+  #matchSyn(): void {
+    if (this.primarySyn === undefined || this.secondarySyn === undefined) return;
+    if (this.primaryIsn === undefined) return;
+    if (!this.primarySyn.agreesWith(this.secondarySyn)) {
+      this.#diverge('different-options');
+      return;
+    }
+    this.synMatched = true;
+    this.comparer.start(seqAdd(this.primaryIsn, 1));
+    this.#advance();
+  }
+
+  /** The guests' window shift counts only when the client scales too (RFC 7323 §2.2). */
+  #learnShift(): void {
+    const syn = this.primarySyn;
+    if (syn === undefined) return;
+    if (syn.windowScale < 0) this.gate.windowShift = 0;
+    else if (this.clientScales !== undefined) {
+      this.gate.windowShift = this.clientScales ? syn.windowScale : 0;
+    } else this.gate.windowShift = syn.isSynAck ? syn.windowScale : -1;
+  }
+
+  // ------------------------------------------------------------------ details: PVM segments
+
+  #noteNumbers(info: FrameInfo): void {
+    const flags = info.tcpFlags;
+    const isSyn = (flags & TCP_SYN) !== 0;
+    if ((flags & TCP_RST) !== 0) {
+      this.primaryReset = true;
+      this.closed = true;
+      return;
+    }
+    const end = seqAdd(info.seq, segmentLength(info));
+    this.primaryEnd = this.primaryEndKnown ? seqMax(this.primaryEnd, end) : end;
+    this.primaryEndKnown = true;
+    if ((flags & TCP_ACK) !== 0) this.gate.onPrimary(info.ack, info.window, isSyn);
+    if ((flags & TCP_FIN) !== 0 && this.clientFin) this.closed = true;
+  }
+
+  #makeSegment(
+    buffer: FrameBuffer,
+    info: FrameInfo,
+    fragments: readonly PooledFrame[] | undefined,
+  ): HeldSegment {
+    const segment = new HeldSegment();
+    const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
+    segment.buffer = buffer;
+    segment.frameOffset = info.frameOffset;
+    segment.frameBytes = info.frameBytes;
+    segment.fragments = fragments;
+    segment.seq = isSyn ? seqAdd(info.seq, 1) : info.seq;
+    segment.end = seqAdd(segment.seq, info.payloadBytes);
+    segment.bytes = info.bytes;
+    segment.offset = info.payloadOffset;
+    segment.segmentEnd = seqAdd(info.seq, segmentLength(info));
+    segment.flags = info.tcpFlags;
+    segment.ack = info.ack;
+    segment.window = info.window;
+    segment.arrivedUs = this.#context.nowUs;
+    if (info.tcpHeaderBytes > 32) {
+      const options = this.#context.scratchOptions;
+      parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
+      segment.hasSack = options.sackCount > 0;
+    }
+    return segment;
+  }
+
+  /**
+   * Bytes that were agreed on before go out at once, past whatever is held: waiting would only let the client
+   * wait. So do bytes that the client has acknowledged, whoever sent them.
+   */
+  #isRetransmission(segment: HeldSegment, payload: number): boolean {
+    if ((segment.flags & TCP_RST) !== 0 || this.diverged) return false;
+    if ((segment.flags & TCP_ACK) !== 0 && !this.gate.secondaryKnown) return false;
+    if ((segment.flags & TCP_SYN) !== 0) return this.synMatched && this.releasedKnown;
+    if (payload === 0 && (segment.flags & TCP_FIN) === 0) return false;
+    if (!this.comparer.started || !this.releasedKnown) return false;
+    if (!seqBeforeOrEqual(segment.segmentEnd, this.releasedEnd)) return false;
+    if (!seqBeforeOrEqual(segment.segmentEnd, this.comparer.compared)) return false;
+    if (this.pickupSeq !== undefined && seqBefore(segment.seq, this.pickupSeq)) {
+      return this.clientAckKnown && seqBeforeOrEqual(segment.segmentEnd, this.clientAck);
+    }
+    return segment.fragments === undefined || this.#fragmentsMayGo(segment);
+  }
+
+  #offerPrimary(segment: HeldSegment, payload: number): void {
+    const isFin = (segment.flags & TCP_FIN) !== 0;
+    if (payload === 0 && !isFin) return;
+    const comparer = this.comparer;
+    if (!comparer.started) {
+      if (this.primarySyn !== undefined && !this.synMatched) {
+        // Waits for the SVM's SYN; the pieces are compared from there on.
+      } else this.#pickUp(segment.seq);
+    } else if (this.pickupSeq !== undefined && seqBefore(segment.seq, this.pickupSeq)) {
+      this.#want('unverifiable');
+      this.diverged = true;
+      return;
+    }
+    if (payload > 0 && (!comparer.started || seqBefore(comparer.compared, segment.end))) {
+      segment.queued = true;
+      comparer.primary.insert(segment);
+    }
+    if (isFin) comparer.primaryFin = segment.end;
+    this.#advance();
+  }
+
+  /** The connection was open before it was seen: comparing begins at the PVM's first byte. */
+  #pickUp(seq: Seq): void {
+    let start = seq;
+    if (this.clientAckKnown) start = seqMax(start, this.clientAck);
+    this.pickupSeq = seq;
+    this.comparer.start(start);
+    this.#context.counters.add('pickedUp');
+  }
+
+  /** Copies a segment that must wait out of the batch's memory. */
+  #keep(segment: HeldSegment): void {
+    if (segment.frame !== undefined) return;
+    if (segment.fragments !== undefined) {
+      this.#keepReassembled(segment);
+      return;
+    }
+    const frame = this.#context.hold(this, segment.buffer, segment.frameOffset, segment.frameBytes);
+    if (frame === undefined) {
+      // Beyond the hard limit: as if the network had lost it; the guest will send it again.
+      this.held.pop();
+      this.heldFrames--;
+      if (segment.queued) this.comparer.primary.remove(segment);
+      return;
+    }
+    segment.offset = frame.offset + (segment.offset - segment.frameOffset);
+    segment.bytes = frame.buffer.bytes;
+    segment.buffer = frame.buffer;
+    segment.frameOffset = frame.offset;
+    segment.frame = frame;
+  }
+
+  /** Of a reassembled segment only the payload is kept beside the fragments, for comparing. */
+  #keepReassembled(segment: HeldSegment): void {
+    segment.bytes = segment.bytes.slice(
+      segment.offset,
+      segment.offset + seqDistance(segment.seq, segment.end),
+    );
+    segment.offset = 0;
+  }
+
+  // ------------------------------------------------------------------ details: SVM segments
+
+  #onSecondaryAck(info: FrameInfo): void {
+    const gate = this.gate;
+    let options: TcpOptions | undefined;
+    if (info.tcpHeaderBytes > 32) {
+      options = this.#context.scratchOptions;
+      parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
+    }
+    const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
+    if (!gate.onSecondary(info.ack, info.window, isSyn, options)) return;
+    if (this.template !== undefined) this.#context.markDirty(this);
+  }
+
+  #offerSecondary(info: FrameInfo): void {
+    const comparer = this.comparer;
+    const context = this.#context;
+    const seq = (info.tcpFlags & TCP_SYN) !== 0 ? seqAdd(info.seq, 1) : info.seq;
+    // A SYN's own number is unadjusted, so bytes on it have no position; they come again.
+    if ((info.tcpFlags & TCP_SYN) !== 0) return;
+    const end = seqAdd(seq, info.payloadBytes);
+    if (comparer.started) {
+      const ahead = seqDistance(comparer.compared, seq);
+      if (ahead > AHEAD_MAX || ahead < -AHEAD_MAX) {
+        context.dropped.add('secondary-out-of-window');
+        return;
+      }
+    }
+    if (this.secondarySinceUs === NEVER) this.secondarySinceUs = context.nowUs;
+    let piece: SecondaryPiece | undefined;
+    if (info.payloadBytes > 0 && (!comparer.started || seqBefore(comparer.compared, end))) {
+      piece = new SecondaryPiece();
+      piece.seq = seq;
+      piece.end = end;
+      piece.bytes = info.bytes;
+      piece.offset = info.payloadOffset;
+      piece.arrivedUs = context.nowUs;
+      piece.queued = true;
+      comparer.secondary.insert(piece);
+    }
+    if ((info.tcpFlags & TCP_FIN) !== 0) comparer.secondaryFin = end;
+    this.#advance();
+    if (piece?.queued) this.#keepSecondary(piece, info);
+  }
+
+  #keepSecondary(piece: SecondaryPiece, info: FrameInfo): void {
+    const frame = this.#context.hold(this, info, info.frameOffset, info.frameBytes);
+    if (frame === undefined) {
+      this.comparer.secondary.remove(piece);
+      return;
+    }
+    piece.frame = frame;
+    piece.bytes = frame.buffer.bytes;
+    piece.offset = frame.offset + (info.payloadOffset - info.frameOffset);
+  }
+
+  #advance(): void {
+    const comparer = this.comparer;
+    const verdict = comparer.advance();
+    if (verdict !== STREAM_EQUAL) {
+      this.#diverge(verdict === STREAM_DIFFERENT_FIN ? 'fin-mismatch' : 'different-bytes');
+      return;
+    }
+    this.#updateSecondarySince();
+  }
+
+  #updateSecondarySince(): void {
+    const comparer = this.comparer;
+    const first = comparer.secondary.first;
+    if (first !== undefined) this.secondarySinceUs = first.arrivedUs;
+    else if (
+      comparer.secondaryFin === undefined ||
+      (comparer.started && seqBefore(comparer.secondaryFin, comparer.compared))
+    ) {
+      this.secondarySinceUs = NEVER;
+    }
+  }
+
+  #diverge(cause: CheckpointCause): void {
+    this.#want(cause);
+    this.diverged = true;
+  }
+
+  #want(cause: CheckpointCause): void {
+    const comparer = this.comparer;
+    const offset =
+      comparer.started && this.primaryIsn !== undefined
+        ? seqDistance(seqAdd(this.primaryIsn, 1), comparer.compared) >>> 0
+        : -1;
+    this.#context.want(
+      this,
+      cause,
+      offset,
+      comparer.excerpt('primary', EXCERPT_BYTES_MAX),
+      comparer.excerpt('secondary', EXCERPT_BYTES_MAX),
+    );
+  }
+
+  // ------------------------------------------------------------------ details: release
+
+  /** Releases from the head of the queue as far as the rules allow. */
+  #pump(): void {
+    if (this.diverged) return;
+    const held = this.held;
+    let released = 0;
+    while (released < held.length && this.#mayGo(held[released]!)) {
+      const segment = held[released++]!;
+      this.heldFrames--;
+      this.#release(segment);
+    }
+    if (released === held.length) held.length = 0;
+    else if (released > 0) held.splice(0, released);
+  }
+
+  #mayGo(segment: HeldSegment): boolean {
+    const flags = segment.flags;
+    if ((flags & TCP_RST) !== 0) return this.secondaryReset;
+    if ((flags & TCP_SYN) !== 0 && !this.synMatched) return false;
+    if ((flags & TCP_ACK) !== 0 && !this.gate.secondaryKnown) return false;
+    const comparer = this.comparer;
+    if (segment.seq !== segment.end || (flags & TCP_FIN) !== 0) {
+      if (!comparer.started || !seqBeforeOrEqual(segment.segmentEnd, comparer.compared)) {
+        return false;
+      }
+    }
+    return segment.fragments === undefined || this.#fragmentsMayGo(segment);
+  }
+
+  /** A header that lies in fragments is not changed: it waits until the SVM covers all of it. */
+  #fragmentsMayGo(segment: HeldSegment): boolean {
+    if ((segment.flags & TCP_ACK) === 0) return true;
+    this.gate.limit(segment.ack, segment.window, (segment.flags & TCP_SYN) !== 0);
+    return !this.gate.lowered && !segment.hasSack;
+  }
+
+  /** Lets a segment out: as it is, lowered, or (a pure ACK that says nothing new yet) later. */
+  #release(segment: HeldSegment): void {
+    const flags = segment.flags;
+    const isPureAck =
+      segment.seq === segment.end &&
+      (flags & (TCP_SYN | TCP_FIN | TCP_RST)) === 0 &&
+      (flags & TCP_ACK) !== 0;
+    if ((flags & TCP_ACK) !== 0 && (flags & TCP_RST) === 0) {
+      if (!this.#passGate(segment, isPureAck)) {
+        this.#free(segment);
+        return;
+      }
+    }
+    if ((flags & TCP_SYN) !== 0 && this.primarySyn && this.secondarySyn) {
+      this.#look(segment);
+      lowerSynOptions(this.#context.scratchInfo, this.primarySyn, this.secondarySyn);
+    }
+    if ((flags & TCP_RST) !== 0) this.resetSinceUs = NEVER;
+    this.#context.counts.compared++;
+    this.#send(segment);
+    if (!this.releasedKnown || seqBefore(this.releasedEnd, segment.segmentEnd)) {
+      this.releasedEnd = segment.segmentEnd;
+      this.releasedKnown = true;
+      this.progressed = true;
+      this.#context.markDirty(this);
+    }
+  }
+
+  /** Lowers the segment in place to what both guests cover. False: it stays behind as the template. */
+  #passGate(segment: HeldSegment, isPureAck: boolean): boolean {
+    const gate = this.gate;
+    const isSyn = (segment.flags & TCP_SYN) !== 0;
+    gate.limit(segment.ack, segment.window, isSyn);
+    const { ack, window, lowered } = gate;
+    const trims = segment.hasSack && this.#blocksCovered(segment) < 0;
+    if (!lowered && !trims) {
+      if (this.template !== undefined && seqBeforeOrEqual(this.templateAck, ack)) {
+        this.dropTemplate();
+      }
+      gate.onEmitted(ack, window, isSyn);
+      return true;
+    }
+    const context = this.#context;
+    this.#look(segment);
+    if (!isSyn) makeAckTemplate(context, this, context.scratchInfo, segment.hasSack);
+    this.#noteWaiting(segment.ack, ack, segment.window, window);
+    if (isPureAck && !gate.advances(ack, window) && this.#coveredCount === 0) {
+      this.templateUnsent = true;
+      return false;
+    }
+    this.templateUnsent = false;
+    lowerAck(context.scratchInfo, ack);
+    setWindow(context.scratchInfo, window);
+    if (trims) {
+      context.counts.sackTrimmed += trimSack(context.scratchInfo, (left, right) =>
+        gate.coversBlock(left, right),
+      );
+    }
+    context.counts.ackLowered++;
+    gate.onEmitted(ack, window, isSyn);
+    return true;
+  }
+
+  #coveredCount = 0;
+
+  /** Counts the SACK blocks that the SVM covers; returns -1 when there are others, else how many. */
+  #blocksCovered(segment: HeldSegment): number {
+    this.#look(segment);
+    const info = this.#context.scratchInfo;
+    const options = this.#context.scratchOptions;
+    parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
+    this.#coveredCount = 0;
+    for (let i = 0; i < options.sackCount; i++) {
+      if (this.gate.coversBlock(options.sackLeft(i), options.sackRight(i))) this.#coveredCount++;
+    }
+    return this.#coveredCount === options.sackCount ? this.#coveredCount : -1;
+  }
+
+  #look(segment: HeldSegment): void {
+    const result = dissect(
+      segment.buffer,
+      segment.frameOffset,
+      segment.frameBytes,
+      this.#context.scratchInfo,
+    );
+    assert(result === 0, 'a held segment was dissected before');
+  }
+
+  #noteWaiting(wantedAck: Seq, ack: Seq, wantedWindow: number, window: number): void {
+    const nowUs = this.#context.nowUs;
+    if (ack === wantedAck) this.ackSinceUs = NEVER;
+    else if (this.ackSinceUs === NEVER || seqBeforeOrEqual(this.waitingAck, ack)) {
+      this.ackSinceUs = nowUs;
+      this.waitingAck = wantedAck;
+    }
+    if (window !== 0 || wantedWindow === 0) this.windowSinceUs = NEVER;
+    else if (this.windowSinceUs === NEVER) this.windowSinceUs = nowUs;
+  }
+
+  /** The SVM has moved: sends as much of the template as may go now. */
+  #emitPending(): void {
+    const gate = this.gate;
+    if (!gate.secondaryKnown) return;
+    gate.limit(this.templateAck, this.templateWindow, false);
+    const { ack, window, lowered } = gate;
+    this.#noteWaiting(this.templateAck, ack, this.templateWindow, window);
+    const advances = gate.advances(ack, window);
+    if (advances || (!lowered && (this.templateUnsent || this.templateHasSack))) {
+      emitPureAck(this.#context, this, ack, window);
+      gate.onEmitted(ack, window, false);
+      this.templateUnsent = false;
+    }
+    if (!lowered) this.dropTemplate();
+  }
+
+  dropTemplate(): void {
+    if (this.template !== undefined) this.#context.unhold(this, this.template);
+    this.template = undefined;
+    this.templateUnsent = false;
+    this.ackSinceUs = NEVER;
+    this.windowSinceUs = NEVER;
+  }
+
+  #send(segment: HeldSegment): void {
+    const context = this.#context;
+    if (segment.fragments !== undefined) {
+      for (const fragment of segment.fragments) {
+        context.emit(fragment.buffer, fragment.offset, fragment.length);
+      }
+    } else context.emit(segment.buffer, segment.frameOffset, segment.frameBytes);
+    context.latency.record(context.nowUs - segment.arrivedUs);
+    this.#free(segment);
+  }
+
+  #free(segment: HeldSegment): void {
+    if (segment.queued) {
+      this.comparer.primary.remove(segment);
+      segment.queued = false;
+    }
+    if (segment.frame !== undefined) this.#context.unhold(this, segment.frame);
+    if (segment.fragments !== undefined) {
+      for (const fragment of segment.fragments) this.#context.unhold(this, fragment);
+    }
+    segment.frame = undefined;
+    segment.fragments = undefined;
+  }
+
+  #armIfWaiting(): void {
+    if (this.wheelSlot !== -1) return;
+    const since = this.waitingSinceUs();
+    if (since === NEVER) return;
+    this.#context.wheel.arm(this, since + this.#context.config.compareTimeoutUs);
+  }
+}
+
+/** Sequence space that a segment takes: payload, SYN, FIN (RFC 9293 §3.4). */
+function segmentLength(info: FrameInfo): number {
+  let length = info.payloadBytes;
+  if ((info.tcpFlags & TCP_SYN) !== 0) length++;
+  if ((info.tcpFlags & TCP_FIN) !== 0) length++;
+  return length;
+}
+
+assert(VNET_HDR_BYTES === 10, 'frames carry struct virtio_net_hdr');

@@ -1,0 +1,622 @@
+/**
+ * The primary engine: gives client frames to both guests, compares what the guests answer, releases what is
+ * equal, holds what is not until a checkpoint has been committed.
+ *
+ *     UNPROTECTED --peer up--> SYNCING --first commit--> PROTECTED <--commit-- CHECKPOINTING
+ *          ^                                                |  ------begin------>  ^
+ *          +------------- peer down, reset, abort, VM layer silent ----------------+
+ *
+ * Unprotected and syncing, the PVM's output passes; only its numbers are tracked. While checkpointing, whatever
+ * arrives from clients and from the PVM is kept, and taken up again after the commit, in the new epoch.
+ *
+ * @module
+ */
+import { Histogram } from '../base/histogram.ts';
+import { type Micros, NEVER } from '../base/time.ts';
+import { TimerWheel } from '../base/timer-wheel.ts';
+import type {
+  CommandResult,
+  Engine,
+  EngineOutput,
+  EngineStatus,
+  FlowStatus,
+} from '../env/engine.ts';
+import type { FrameBuffer } from '../env/frame.ts';
+import {
+  type CheckpointCause,
+  LINK_FRAME_CLIENT,
+  LINK_FRAME_PRIMARY_SYN,
+  LINK_FRAME_SECONDARY,
+  type LinkFrameKind,
+  type LinkMessage,
+  type NodeState,
+  type ProxyEvent,
+} from '../env/messages.ts';
+import { DROP_REASON_NAMES, dissect, FRAME_OK, FrameInfo } from '../wire/frame.ts';
+import { TCP_SYN } from '../wire/tcp.ts';
+import { TcpOptions } from '../wire/tcp-options.ts';
+import { CheckpointRequests } from './checkpoint-requests.ts';
+import type { PrimaryConfig } from './config.ts';
+import { Counters } from './counters.ts';
+import { FramePool, type PooledFrame } from './frame-pool.ts';
+import type { PrimaryContext, PrimaryCounts, PrimaryFlow } from './primary-context.ts';
+import { PrimaryFlows } from './primary-flows.ts';
+import { ProgressReport } from './primary-progress.ts';
+
+const ETHERTYPE_ARP = 0x0806;
+const PROTOCOL_IGMP = 2;
+const PROTOCOL_TCP = 6;
+const PROTOCOL_ICMPV6 = 58;
+const OK: CommandResult = { ok: true };
+
+export class PrimaryEngine implements Engine {
+  readonly role = 'primary';
+  readonly #config: PrimaryConfig;
+  readonly #output: EngineOutput;
+  readonly #pool = new FramePool();
+  readonly #wheel: TimerWheel<PrimaryFlow>;
+  readonly #dropped = new Counters();
+  readonly #counters = new Counters();
+  readonly #counts: PrimaryCounts = {
+    released: 0,
+    compared: 0,
+    ackLowered: 0,
+    sackTrimmed: 0,
+    pureAcksBuilt: 0,
+    passListed: 0,
+    retransmissions: 0,
+  };
+  readonly #latency = new Histogram();
+  readonly #info = new FrameInfo();
+  readonly #context: PrimaryContext;
+  readonly #flows: PrimaryFlows;
+  readonly #requests: CheckpointRequests;
+  readonly #progress: ProgressReport;
+  /** Client frames kept between begin and commit, in order. */
+  readonly #keptClient: PooledFrame[] = [];
+  #keptClientBytes = 0;
+  /** PVM frames that came after begin: output of the new epoch. */
+  readonly #keptGuest: PooledFrame[] = [];
+  #dirty: PrimaryFlow[] = [];
+  #state: NodeState = 'unprotected';
+  #reason = 'started';
+  #epoch = 0;
+  #peerUp = false;
+  /** Between begin and commit: has the secondary answered, and when did it begin. */
+  #beganAtUs: Micros = 0;
+  #beganByPeer = false;
+  #commitSent = false;
+  #divergences = 0;
+  #committed = 0;
+  #heldBytes = 0;
+  /** A new batch has begun since the last flush. */
+  #inBatch = false;
+
+  constructor(config: PrimaryConfig, output: EngineOutput, nowUs: Micros) {
+    this.#config = config;
+    this.#output = output;
+    this.#wheel = new TimerWheel(nowUs);
+    this.#requests = new CheckpointRequests(config);
+    this.#context = this.#makeContext(nowUs);
+    this.#flows = new PrimaryFlows(this.#context, config, nowUs);
+    this.#progress = new ProgressReport(this.#flows, output, nowUs);
+  }
+
+  get state(): NodeState {
+    return this.#state;
+  }
+
+  get epoch(): number {
+    return this.#epoch;
+  }
+
+  // ------------------------------------------------------------------ frames
+
+  onNetFrame(buffer: FrameBuffer, offset: number, length: number, nowUs: Micros): void {
+    this.#begin(nowUs);
+    if (this.#state === 'checkpointing') {
+      this.#keepClient(buffer, offset, length);
+      return;
+    }
+    this.#deliverClient(buffer, offset, length);
+  }
+
+  onGuestFrame(buffer: FrameBuffer, offset: number, length: number, nowUs: Micros): void {
+    this.#begin(nowUs);
+    if (this.#state === 'checkpointing') {
+      this.#keepGuest(buffer, offset, length);
+      return;
+    }
+    this.#guestOutput(buffer, offset, length);
+  }
+
+  onPeerFrame(
+    kind: LinkFrameKind,
+    epoch: number,
+    buffer: FrameBuffer,
+    offset: number,
+    length: number,
+    nowUs: Micros,
+  ): void {
+    this.#begin(nowUs);
+    if (kind !== LINK_FRAME_SECONDARY) {
+      this.#dropped.add('peer-unexpected-frame');
+      return;
+    }
+    if (this.#state !== 'protected') {
+      this.#dropped.add('secondary-not-protected');
+      return;
+    }
+    if (epoch !== this.#epoch) {
+      this.#dropped.add('secondary-old-epoch');
+      return;
+    }
+    this.#secondaryOutput(buffer, offset, length);
+  }
+
+  // ------------------------------------------------------------------ peer
+
+  onPeerUp(peerEpoch: number, nowUs: Micros): void {
+    this.#begin(nowUs);
+    this.#peerUp = true;
+    this.#epoch = Math.max(this.#epoch, peerEpoch);
+    if (this.#state !== 'unprotected') this.#unprotect('peer joined anew');
+    this.#event('peer-up', 'The secondary has joined');
+    this.#setState('syncing', 'peer joined, waiting for the first commit');
+    this.#wantSync();
+  }
+
+  onPeerDown(reason: string, nowUs: Micros): void {
+    this.#begin(nowUs);
+    if (!this.#peerUp) return;
+    this.#peerUp = false;
+    this.#event('peer-down', reason);
+    this.#unprotect(`peer lost: ${reason}`);
+  }
+
+  onPeerMessage(message: LinkMessage, nowUs: Micros): void {
+    this.#begin(nowUs);
+    switch (message.type) {
+      case 'checkpoint-began':
+        this.#onPeerBegan(message.epoch);
+        return;
+      case 'checkpoint-committed':
+        this.#onPeerCommitted(message.epoch);
+        return;
+      case 'checkpoint-request':
+        if (this.#state !== 'protected') return;
+        this.#want('secondary-request', message.text);
+        return;
+      case 'reset':
+        this.#unprotect(`secondary reset: ${message.reason}`);
+        return;
+      default:
+        this.#dropped.add('peer-unexpected-message');
+    }
+  }
+
+  // ------------------------------------------------------------------ commands
+
+  checkpointBegin(nowUs: Micros): CommandResult {
+    this.#begin(nowUs);
+    if (this.#state === 'checkpointing') return OK;
+    if (!this.#peerUp) return { ok: false, error: 'Cannot begin a checkpoint: no secondary' };
+    this.#requests.onBegin();
+    this.#beganAtUs = nowUs;
+    this.#beganByPeer = false;
+    this.#commitSent = false;
+    this.#setState('checkpointing', 'checkpoint begun');
+    this.#output.sendMessageToPeer({ type: 'checkpoint-begin', epoch: this.#epoch + 1 });
+    return OK;
+  }
+
+  checkpointCommit(nowUs: Micros): CommandResult {
+    this.#begin(nowUs);
+    const begun = this.checkpointBegin(nowUs);
+    if (!begun.ok) return begun;
+    if (this.#commitSent) return OK;
+    this.#commitSent = true;
+    this.#output.sendMessageToPeer({ type: 'checkpoint-commit', epoch: this.#epoch + 1 });
+    return OK;
+  }
+
+  checkpointAbort(reason: string, nowUs: Micros): CommandResult {
+    this.#begin(nowUs);
+    if (this.#state !== 'checkpointing') {
+      return { ok: false, error: `Cannot abort a checkpoint: the node is ${this.#state}` };
+    }
+    this.#event('checkpoint-aborted', reason, { epoch: this.#epoch + 1 });
+    if (this.#peerUp) {
+      this.#output.sendMessageToPeer({
+        type: 'checkpoint-abort',
+        epoch: this.#epoch + 1,
+        reason,
+      });
+    }
+    this.#fallBack(`checkpoint aborted: ${reason}`);
+    return OK;
+  }
+
+  failover(_force: boolean, _nowUs: Micros): CommandResult {
+    return { ok: false, error: 'Cannot fail over: this is the primary, it serves already' };
+  }
+
+  reset(reason: string, nowUs: Micros): CommandResult {
+    this.#begin(nowUs);
+    this.#event('reset', reason);
+    if (this.#peerUp) this.#output.sendMessageToPeer({ type: 'reset', reason });
+    this.#unprotect(`reset: ${reason}`);
+    return OK;
+  }
+
+  // ------------------------------------------------------------------ time
+
+  flush(nowUs: Micros): void {
+    this.#begin(nowUs);
+    const dirty = this.#dirty;
+    if (dirty.length > 0) {
+      this.#dirty = [];
+      for (const flow of dirty) {
+        flow.dirty = false;
+        if (this.#state === 'protected') flow.onFlush();
+        if (flow.progressed) this.#progress.add(flow);
+      }
+    }
+    this.#progress.flush(nowUs, this.#state === 'protected');
+    this.#sendRequest(nowUs);
+    this.#inBatch = false;
+  }
+
+  onTick(nowUs: Micros): void {
+    this.#begin(nowUs);
+    this.#wheel.advance(nowUs, (flow) => this.#onFlowDue(flow));
+    this.#flows.expire(nowUs);
+    if (
+      this.#state === 'checkpointing' &&
+      nowUs >= this.#beganAtUs + this.#config.checkpointCommitTimeoutUs
+    ) {
+      this.checkpointAbort('not committed in time', nowUs);
+    }
+    if (this.#requests.givenUp(nowUs)) this.#onRequestsIgnored();
+    this.flush(nowUs);
+  }
+
+  nextDeadlineUs(): Micros {
+    const commitBy =
+      this.#state === 'checkpointing'
+        ? this.#beganAtUs + this.#config.checkpointCommitTimeoutUs
+        : NEVER;
+    return Math.min(
+      this.#wheel.nextUs(),
+      this.#flows.nextUs(),
+      this.#requests.nextUs(),
+      this.#progress.nextUs(),
+      commitBy,
+    );
+  }
+
+  // ------------------------------------------------------------------ status
+
+  status(_nowUs: Micros): EngineStatus {
+    const { compared, released, ...counts } = this.#counts;
+    return {
+      role: 'primary',
+      state: this.#state,
+      reason: this.#reason,
+      epoch: this.#epoch,
+      flows: this.#flows.size,
+      held: { frames: this.#pool.usedFrames, bytes: this.#pool.usedBytes },
+      released,
+      compared,
+      dropped: this.#dropped.toRecord(),
+      counters: { ...counts, ...this.#counters.toRecord() },
+      divergences: this.#divergences,
+      checkpoints: { requested: this.#requests.requested, committed: this.#committed },
+      latencyUs: {
+        p50: this.#latency.quantile(0.5),
+        p99: this.#latency.quantile(0.99),
+        max: this.#latency.max,
+      },
+      failoverReady: false,
+    };
+  }
+
+  flows(countMax: number): FlowStatus[] {
+    return this.#flows.list(countMax);
+  }
+
+  // ------------------------------------------------------------------ details: batches
+
+  #begin(nowUs: Micros): void {
+    this.#context.nowUs = nowUs;
+    if (this.#inBatch) return;
+    this.#inBatch = true;
+    this.#pool.reclaim();
+  }
+
+  #makeContext(nowUs: Micros): PrimaryContext {
+    return {
+      config: this.#config,
+      pool: this.#pool,
+      wheel: this.#wheel,
+      dropped: this.#dropped,
+      counters: this.#counters,
+      counts: this.#counts,
+      latency: this.#latency,
+      scratchInfo: new FrameInfo(),
+      scratchOptions: new TcpOptions(),
+      nowUs,
+      emit: (buffer, offset, length) => {
+        this.#counts.released++;
+        this.#output.sendToNet(buffer, offset, length);
+      },
+      hold: (flow, buffer, offset, length) => this.#hold(flow, buffer, offset, length),
+      unhold: (flow, frame) => this.#unhold(flow, frame),
+      want: (flow, cause, offset, primaryExcerpt, secondaryExcerpt) =>
+        this.#wantForFlow(flow, cause, offset, primaryExcerpt, secondaryExcerpt),
+      markDirty: (flow) => {
+        if (flow.dirty) return;
+        flow.dirty = true;
+        this.#dirty.push(flow);
+      },
+    };
+  }
+
+  // ------------------------------------------------------------------ details: clients
+
+  #deliverClient(buffer: FrameBuffer, offset: number, length: number): void {
+    const info = this.#info;
+    const result = dissect(buffer, offset, length, info);
+    if (result === FRAME_OK) this.#flows.onClientFrame(info);
+    else this.#counters.add(`client-${DROP_REASON_NAMES[result] ?? 'malformed'}`);
+    // A malformed frame is the guests' own affair: both get it, as they would without us.
+    this.#output.sendToGuest(buffer, offset, length);
+    if (this.#state === 'protected') {
+      this.#output.sendFrameToPeer(LINK_FRAME_CLIENT, this.#epoch, buffer, offset, length);
+    }
+  }
+
+  #keepClient(buffer: FrameBuffer, offset: number, length: number): void {
+    const frame = this.#pool.copy(buffer, offset, length);
+    if (this.#keptClientBytes + frame.slotBytes > this.#config.keptClientBytesMax) {
+      this.#pool.release(frame);
+      this.#dropped.add('client-kept-limit');
+      return;
+    }
+    this.#keptClientBytes += frame.slotBytes;
+    this.#keptClient.push(frame);
+  }
+
+  // ------------------------------------------------------------------ details: PVM output
+
+  #keepGuest(buffer: FrameBuffer, offset: number, length: number): void {
+    // Twice the limit is the hard one, as in `#hold`; the guest is paused, so this is never reached but by a fault.
+    if (this.#pool.usedBytes > 2 * this.#config.heldBytesMax) {
+      this.#dropped.add('guest-kept-limit');
+      return;
+    }
+    this.#keptGuest.push(this.#pool.copy(buffer, offset, length));
+  }
+
+  #guestOutput(buffer: FrameBuffer, offset: number, length: number): void {
+    const info = this.#info;
+    const result = dissect(buffer, offset, length, info);
+    if (result !== FRAME_OK) {
+      this.#dropped.add(`guest-${DROP_REASON_NAMES[result] ?? 'malformed'}`);
+      return;
+    }
+    if (this.#state !== 'protected') {
+      this.#flows.track(info);
+      this.#context.emit(buffer, offset, length);
+      return;
+    }
+    if (isLinkControl(info) || this.#isPassListed(info)) {
+      this.#context.emit(buffer, offset, length);
+      return;
+    }
+    if (info.protocol === PROTOCOL_TCP && (info.tcpFlags & TCP_SYN) !== 0) {
+      const kind = LINK_FRAME_PRIMARY_SYN;
+      this.#output.sendFrameToPeer(kind, this.#epoch, buffer, offset, length);
+    }
+    this.#flows.onPrimaryFrame(buffer, info);
+  }
+
+  #secondaryOutput(buffer: FrameBuffer, offset: number, length: number): void {
+    const info = this.#info;
+    const result = dissect(buffer, offset, length, info);
+    if (result !== FRAME_OK) {
+      this.#dropped.add(`secondary-${DROP_REASON_NAMES[result] ?? 'malformed'}`);
+      return;
+    }
+    if (isLinkControl(info) || this.#isPassListed(info)) {
+      this.#counters.add('secondaryNotCompared');
+      return;
+    }
+    this.#flows.onSecondaryFrame(buffer, info);
+  }
+
+  #isPassListed(info: FrameInfo): boolean {
+    for (const rule of this.#config.passList) {
+      if (rule.protocol !== info.protocol) continue;
+      if (rule.port !== info.srcPort && rule.port !== info.dstPort) continue;
+      this.#counts.passListed++;
+      return true;
+    }
+    return false;
+  }
+
+  // ------------------------------------------------------------------ details: memory
+
+  #hold(
+    flow: PrimaryFlow,
+    buffer: FrameBuffer,
+    offset: number,
+    length: number,
+  ): PooledFrame | undefined {
+    const { heldBytesMax, flowHeldBytesMax } = this.#config;
+    if (this.#heldBytes > heldBytesMax || flow.heldBytes > flowHeldBytesMax) {
+      this.#wantForFlow(flow, 'limit', -1, '', '');
+      if (this.#heldBytes > 2 * heldBytesMax || flow.heldBytes > 2 * flowHeldBytesMax) {
+        this.#dropped.add('held-limit');
+        return undefined;
+      }
+    }
+    const frame = this.#pool.copy(buffer, offset, length);
+    flow.heldBytes += frame.slotBytes;
+    this.#heldBytes += frame.slotBytes;
+    return frame;
+  }
+
+  #unhold(flow: PrimaryFlow, frame: PooledFrame): void {
+    flow.heldBytes -= frame.slotBytes;
+    this.#heldBytes -= frame.slotBytes;
+    this.#pool.release(frame);
+  }
+
+  // ------------------------------------------------------------------ details: checkpoints
+
+  #wantForFlow(
+    flow: PrimaryFlow,
+    cause: CheckpointCause,
+    offset: number,
+    primaryExcerpt: string,
+    secondaryExcerpt: string,
+  ): void {
+    const name = this.#flows.describe(flow);
+    const wish = { cause, flow: name, offset, primaryExcerpt, secondaryExcerpt };
+    if (!flow.reported) {
+      flow.reported = true;
+      this.#divergences++;
+      this.#event('divergence', `${cause} in ${name}`, {
+        cause,
+        flow: name,
+        offset,
+        primary: primaryExcerpt,
+        secondary: secondaryExcerpt,
+      });
+    }
+    this.#requests.want(wish, this.#context.nowUs);
+  }
+
+  #want(cause: CheckpointCause, text: string): void {
+    this.#requests.want(
+      { cause, flow: text, offset: -1, primaryExcerpt: '', secondaryExcerpt: '' },
+      this.#context.nowUs,
+    );
+  }
+
+  #wantSync(): void {
+    this.#want('sync', '');
+  }
+
+  #sendRequest(nowUs: Micros): void {
+    const request = this.#requests.take(nowUs);
+    if (request === undefined) return;
+    this.#event('checkpoint-requested', `${request.cause} ${request.flow}`.trim(), {
+      id: request.id,
+      cause: request.cause,
+      delayUs: request.delayUs,
+    });
+    this.#output.requestCheckpoint(request);
+  }
+
+  #onPeerBegan(epoch: number): void {
+    if (this.#state !== 'checkpointing' || epoch !== this.#epoch + 1 || this.#beganByPeer) return;
+    this.#beganByPeer = true;
+    this.#event('checkpoint-begun', `epoch ${epoch}`, { epoch });
+  }
+
+  /** The secondary knows the commit: only now may the client see what the checkpoint covers. */
+  #onPeerCommitted(epoch: number): void {
+    if (this.#state !== 'checkpointing' || !this.#commitSent || epoch !== this.#epoch + 1) {
+      this.#dropped.add('peer-unexpected-message');
+      return;
+    }
+    const nowUs = this.#context.nowUs;
+    this.#epoch = epoch;
+    this.#committed++;
+    this.#flows.releaseAll();
+    this.#flows.adoptCheckpoint(epoch);
+    this.#progress.clear();
+    this.#requests.onEnd(nowUs);
+    this.#setState('protected', 'checkpoint committed');
+    this.#event('checkpoint-committed', `epoch ${epoch}`, {
+      epoch,
+      durationUs: nowUs - this.#beganAtUs,
+    });
+    this.#takeUpKept();
+  }
+
+  /** What was kept since begin goes its ordinary way, guest output first: it was sent before the client's could reach the guest. */
+  #takeUpKept(): void {
+    for (const frame of this.#keptGuest.splice(0)) {
+      this.#guestOutput(frame.buffer, frame.offset, frame.length);
+      this.#pool.release(frame);
+    }
+    for (const frame of this.#keptClient.splice(0)) {
+      this.#deliverClient(frame.buffer, frame.offset, frame.length);
+      this.#pool.release(frame);
+    }
+    this.#keptClientBytes = 0;
+  }
+
+  /** The protection is lost although the peer is there: sync anew. */
+  #fallBack(reason: string): void {
+    this.#unprotect(reason);
+    if (!this.#peerUp) return;
+    this.#setState('syncing', reason);
+    this.#wantSync();
+  }
+
+  #onRequestsIgnored(): void {
+    this.#counters.add('requestsIgnored');
+    this.#fallBack('the VM layer does not answer checkpoint requests');
+  }
+
+  /** Everything held goes out: from here on the node serves without protection, and says so (G9). */
+  #unprotect(reason: string): void {
+    const wasHolding = this.#state === 'protected' || this.#state === 'checkpointing';
+    this.#requests.clear();
+    this.#requests.onEnd(this.#context.nowUs);
+    this.#setState('unprotected', reason);
+    if (wasHolding) this.#flows.releaseAll();
+    this.#progress.clear();
+    this.#takeUpKept();
+  }
+
+  #onFlowDue(flow: PrimaryFlow): void {
+    if (this.#state !== 'protected') {
+      // Nothing may be held then, but for the flows of a checkpoint under way: its commit releases them.
+      if (this.#state === 'checkpointing' && flow.waitingSinceUs() !== NEVER) {
+        this.#wheel.arm(flow, this.#context.nowUs + this.#config.compareTimeoutUs);
+      }
+      return;
+    }
+    this.#flows.onDue(flow);
+  }
+
+  #setState(state: NodeState, reason: string): void {
+    if (this.#state === state && this.#reason === reason) return;
+    const from = this.#state;
+    this.#state = state;
+    this.#reason = reason;
+    this.#event('state', `${from} -> ${state}: ${reason}`, { from, to: state, reason });
+  }
+
+  #event(kind: ProxyEvent['kind'], text: string, fields?: ProxyEvent['fields']): void {
+    const event: ProxyEvent = { atUs: this.#context.nowUs, kind, text };
+    this.#output.event(fields === undefined ? event : { ...event, fields });
+  }
+}
+
+/**
+ * Frames that keep the link alive rather than answer a client: ARP, neighbour and router discovery, group
+ * membership. The PVM's go out at once, the SVM's are dropped (its own questions the secondary answers).
+ */
+function isLinkControl(info: FrameInfo): boolean {
+  if (info.etherType === ETHERTYPE_ARP) return true;
+  if (info.protocol === PROTOCOL_IGMP && info.ipVersion === 4) return true;
+  if (info.protocol !== PROTOCOL_ICMPV6 || info.ipVersion !== 6 || info.isFragment) return false;
+  const type = info.icmpType;
+  return (type >= 130 && type <= 137) || type === 143;
+}
