@@ -25,7 +25,9 @@ import {
   SIOCGIFFLAGS,
   SIOCGIFMTU,
   SO_ERROR,
+  SO_RCVBUF,
   SO_RCVBUFFORCE,
+  SO_SNDBUF,
   SO_SNDBUFFORCE,
   SOCK_CLOEXEC,
   SOCK_NONBLOCK,
@@ -199,9 +201,10 @@ function configure(
   // Linux 4.20. Without it every frame that is sent comes back as received.
   check(set(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1));
   if (options.qdiscBypass) check(set(SOL_PACKET, PACKET_QDISC_BYPASS, 1));
-  // Beyond net.core.rmem_max; needs CAP_NET_ADMIN of the initial user namespace, so it may fail.
-  set(SOL_SOCKET, SO_RCVBUFFORCE, options.bufferBytes);
-  set(SOL_SOCKET, SO_SNDBUFFORCE, options.bufferBytes);
+  // Forced, it may exceed net.core.rmem_max; without CAP_NET_ADMIN the kernel takes what that allows.
+  const bytes = options.bufferBytes;
+  if (set(SOL_SOCKET, SO_RCVBUFFORCE, bytes) < 0) set(SOL_SOCKET, SO_RCVBUF, bytes);
+  if (set(SOL_SOCKET, SO_SNDBUFFORCE, bytes) < 0) set(SOL_SOCKET, SO_SNDBUF, bytes);
   check(setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, promiscuous(interfaceIndex), 16));
 }
 
