@@ -290,9 +290,9 @@ export class LinkSession {
     this.#end('local', reason, true);
   }
 
-  /** Ends the connection because another takes its place. */
-  abandon(text: string): void {
-    this.#end('replaced', text);
+  /** Ends the connection at once and without a word, for a reason outside of it. */
+  abandon(code: string, text: string): void {
+    this.#end(code, text);
   }
 
   #drop(name: string): false {
