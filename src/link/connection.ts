@@ -4,7 +4,7 @@
  * @module
  */
 import type { Socket } from 'node:net';
-import { type Micros, US_PER_MS } from '../base/time.ts';
+import { type Micros, NEVER, US_PER_MS } from '../base/time.ts';
 import type { LinkCounters } from './counters.ts';
 import { errorCode } from './security.ts';
 import type { SendBufferPool } from './send-queue.ts';
@@ -31,6 +31,7 @@ export class LinkConnection {
   readonly #socket: Socket;
   readonly #context: ConnectionContext;
   #timer: NodeJS.Timeout | undefined;
+  #armedUs: Micros = NEVER;
   #isEnding = false;
   #failure = '';
 
@@ -58,6 +59,8 @@ export class LinkConnection {
       // A plain Uint8Array keeps the decoder and the engines at one kind of array (a Buffer is another).
       const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length);
       this.session.onBytes(bytes, context.nowUs());
+      // Traffic moves the deadline later, which the timer finds out by itself; the hello moves it nearer.
+      if (this.session.nextDeadlineUs() < this.#armedUs) this.#arm();
     });
     socket.on('error', (error) => {
       this.#failure = errorCode(error);
@@ -75,15 +78,19 @@ export class LinkConnection {
     this.#arm();
   }
 
-  /** One timer, set to the session's next deadline; traffic only moves that later, so it is not set again for each chunk. */
+  /** One timer, set to the session's next deadline. */
   #arm(): void {
     if (this.session.hasEnded) return;
-    const delayUs = this.session.nextDeadlineUs() - this.#context.nowUs();
-    const delayMs = Math.max(1, Math.ceil(delayUs / US_PER_MS));
-    this.#timer = setTimeout(() => {
-      this.session.onTick(this.#context.nowUs());
-      this.#arm();
-    }, delayMs);
+    clearTimeout(this.#timer);
+    this.#armedUs = this.session.nextDeadlineUs();
+    const delayUs = this.#armedUs - this.#context.nowUs();
+    this.#timer = setTimeout(
+      () => {
+        this.session.onTick(this.#context.nowUs());
+        this.#arm();
+      },
+      Math.max(1, Math.ceil(delayUs / US_PER_MS)),
+    );
   }
 
   #write(bytes: Uint8Array, onWritten: () => void): void {
