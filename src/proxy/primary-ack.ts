@@ -1,14 +1,17 @@
 /**
- * The pure ACK that lets a held acknowledgement go once the SVM has caught up: built from the header of the PVM's
- * last segment, so that addresses, tags, timestamps and TTL are the PVM's own (G4).
+ * The acknowledgement that had to stay behind: the header of the PVM's last segment that told the client more
+ * than the SVM covers. Once the SVM has caught up, a pure ACK is built from it, so that addresses, tags, timestamps and
+ * TTL are the PVM's own (G4).
  *
  * @module
  */
+import { type Micros, NEVER } from '../base/time.ts';
+import type { AckGate } from '../compare/ack-gate.ts';
 import { VNET_HDR_BYTES } from '../limits.ts';
 import { foldSum, sumOfBytes } from '../rewrite/checksum-delta.ts';
 import { trimSack } from '../rewrite/lower.ts';
 import { dissect, type FrameInfo } from '../wire/frame.ts';
-import type { Seq } from '../wire/seq.ts';
+import { type Seq, seqBeforeOrEqual } from '../wire/seq.ts';
 import {
   TCP_ACK,
   TCP_ACK_NUMBER,
@@ -19,70 +22,153 @@ import {
   TCP_URGENT,
   TCP_WINDOW,
 } from '../wire/tcp.ts';
-import type { PrimaryContext } from './primary-context.ts';
-import type { TcpFlow } from './primary-tcp.ts';
+import type { PooledFrame } from './frame-pool.ts';
+import type { PrimaryContext, PrimaryFlow } from './primary-context.ts';
 
 const IP_PROTOCOL_TCP = 6;
 
-/** Keeps the header of `info`'s segment as the flow's template. The frame itself is not changed. */
-export function makeAckTemplate(
-  context: PrimaryContext,
-  flow: TcpFlow,
-  info: FrameInfo,
-  hasSack: boolean,
-): void {
-  const headerEnd = info.l4Offset + info.tcpHeaderBytes;
-  const length = headerEnd - info.frameOffset;
-  if (flow.template !== undefined) context.unhold(flow, flow.template);
-  flow.template = context.hold(flow, info, info.frameOffset, length);
-  if (flow.template === undefined) return;
-  const { buffer, offset } = flow.template;
-  const { bytes, view } = buffer;
+export class HeldAck {
+  readonly #context: PrimaryContext;
+  readonly #flow: PrimaryFlow;
+  readonly #gate: AckGate;
+  /** The header, as a frame of its own. */
+  #frame: PooledFrame | undefined = undefined;
+  #ack: Seq = 0;
+  #window = 0;
+  #hasSack = false;
+  /** It was never sent in any form: it counts even when it says nothing new (a duplicate ACK). */
+  #unsent = false;
+  /** The ACK number that has waited longest, and since when any has. */
+  #waitingAck: Seq = 0;
+  #ackSinceUs: Micros = NEVER;
+  #windowSinceUs: Micros = NEVER;
+
+  constructor(context: PrimaryContext, flow: PrimaryFlow, gate: AckGate) {
+    this.#context = context;
+    this.#flow = flow;
+    this.#gate = gate;
+  }
+
+  get exists(): boolean {
+    return this.#frame !== undefined;
+  }
+
+  /** Since when an ACK number waits for the SVM; NEVER when none does. */
+  get ackSinceUs(): Micros {
+    return this.#ackSinceUs;
+  }
+
+  /** Since when the client sees a closed window that the PVM has open. */
+  get windowSinceUs(): Micros {
+    return this.#windowSinceUs;
+  }
+
+  /** Is everything that it says covered by an ACK number that goes out? */
+  isCoveredBy(ack: Seq): boolean {
+    return this.#frame !== undefined && seqBeforeOrEqual(this.#ack, ack);
+  }
+
+  /**
+   * Takes the place of what was kept before: the header of `info`'s segment. The gate's last `limit` says how much of it may go
+   * out now. `wasSent`: the segment itself goes out, lowered.
+   */
+  keep(info: FrameInfo, hasSack: boolean, wasSent: boolean): void {
+    const context = this.#context;
+    const length = info.l4Offset + info.tcpHeaderBytes - info.frameOffset;
+    if (this.#frame !== undefined) context.unhold(this.#flow, this.#frame);
+    this.#frame = context.hold(this.#flow, info, info.frameOffset, length);
+    if (this.#frame === undefined) return;
+    makePureAck(this.#frame, info);
+    this.#ack = info.ack;
+    this.#window = info.window;
+    this.#hasSack = hasSack;
+    this.#unsent = !wasSent;
+    this.#noteWaiting();
+  }
+
+  /** The SVM has moved: sends as much as may go now. `seq`: what the client has been sent so far. */
+  sendPending(seq: Seq | undefined): void {
+    const gate = this.#gate;
+    if (this.#frame === undefined || !gate.secondaryKnown) return;
+    gate.limit(this.#ack, this.#window, false);
+    const { ack, window, lowered } = gate;
+    this.#noteWaiting();
+    if (gate.advances(ack, window) || (!lowered && (this.#unsent || this.#hasSack))) {
+      this.#send(seq, ack, window);
+      gate.onEmitted(ack, window, false);
+      this.#unsent = false;
+    }
+    if (!lowered) this.drop();
+  }
+
+  /** A checkpoint covers it, or the node is unprotected: sends it as it was, and forgets it. */
+  sendWhole(seq: Seq | undefined): void {
+    if (this.#frame === undefined) return;
+    this.#send(seq, this.#ack, this.#window);
+    this.#gate.onEmitted(this.#ack, this.#window, false);
+    this.drop();
+  }
+
+  drop(): void {
+    if (this.#frame !== undefined) this.#context.unhold(this.#flow, this.#frame);
+    this.#frame = undefined;
+    this.#unsent = false;
+    this.#ackSinceUs = NEVER;
+    this.#windowSinceUs = NEVER;
+  }
+
+  #noteWaiting(): void {
+    const { ack, window } = this.#gate;
+    const { nowUs } = this.#context;
+    if (ack === this.#ack) this.#ackSinceUs = NEVER;
+    else if (this.#ackSinceUs === NEVER || seqBeforeOrEqual(this.#waitingAck, ack)) {
+      this.#ackSinceUs = nowUs;
+      this.#waitingAck = this.#ack;
+    }
+    if (window !== 0 || this.#window === 0) this.#windowSinceUs = NEVER;
+    else if (this.#windowSinceUs === NEVER) this.#windowSinceUs = nowUs;
+  }
+
+  #send(seq: Seq | undefined, ack: Seq, window: number): void {
+    const kept = this.#frame;
+    if (kept === undefined) return;
+    const context = this.#context;
+    // It may go out again in this batch, and what was sent must not change: send a copy.
+    const frame = context.pool.copy(kept.buffer, kept.offset, kept.length);
+    const info = context.scratchInfo;
+    dissect(frame.buffer, frame.offset, frame.length, info);
+    const { view, bytes } = frame.buffer;
+    const l4 = info.l4Offset;
+    if (seq !== undefined) view.setUint32(l4 + TCP_SEQ, seq);
+    view.setUint32(l4 + TCP_ACK_NUMBER, ack);
+    view.setUint16(l4 + TCP_WINDOW, window);
+    if (this.#hasSack) trimSack(info, (left, right) => this.#gate.coversBlock(left, right));
+    view.setUint16(l4 + TCP_CHECKSUM, 0);
+    const addressBytes = info.ipVersion === 4 ? 8 : 32;
+    const sum =
+      sumOfBytes(bytes, info.srcAddressOffset, info.srcAddressOffset + addressBytes, false) +
+      IP_PROTOCOL_TCP +
+      info.l4Bytes +
+      sumOfBytes(bytes, l4, l4 + info.l4Bytes, false);
+    view.setUint16(l4 + TCP_CHECKSUM, ~foldSum(sum) & 0xffff);
+    context.counts.pureAcksBuilt++;
+    context.emit(frame.buffer, frame.offset, frame.length);
+    context.pool.release(frame);
+  }
+}
+
+/** Makes a copied header (of the segment that `info` describes) a whole frame: lengths, flags, nothing offloaded. */
+function makePureAck(frame: PooledFrame, info: FrameInfo): void {
+  const { offset, length } = frame;
+  const { bytes, view } = frame.buffer;
   const l3 = offset + (info.l3Offset - info.frameOffset);
   const l4 = offset + (info.l4Offset - info.frameOffset);
   bytes.fill(0, offset - VNET_HDR_BYTES, offset);
   if (info.ipVersion === 4) {
     view.setUint16(l3 + 2, offset + length - l3);
     view.setUint16(l3 + 10, 0);
-    const sum = sumOfBytes(bytes, l3, l4, false);
-    view.setUint16(l3 + 10, ~foldSum(sum) & 0xffff);
+    view.setUint16(l3 + 10, ~sumOfBytes(bytes, l3, l4, false) & 0xffff);
   } else view.setUint16(l3 + 4, offset + length - l3 - 40);
   bytes[l4 + TCP_FLAGS] = TCP_ACK | (bytes[l4 + TCP_FLAGS]! & TCP_ECE);
   view.setUint16(l4 + TCP_URGENT, 0);
-  if (flow.releasedKnown) view.setUint32(l4 + TCP_SEQ, flow.releasedEnd);
-  flow.templateAck = info.ack;
-  flow.templateWindow = info.window;
-  flow.templateHasSack = hasSack;
-}
-
-/** Sends the flow's template with this acknowledgement and window field, SACK blocks as far as the SVM covers them. */
-export function emitPureAck(
-  context: PrimaryContext,
-  flow: TcpFlow,
-  ack: Seq,
-  window: number,
-): void {
-  const template = flow.template;
-  if (template === undefined) return;
-  // The template may go out again in this batch, and what was sent must not change: send a copy.
-  const frame = context.pool.copy(template.buffer, template.offset, template.length);
-  const info = context.scratchInfo;
-  dissect(frame.buffer, frame.offset, frame.length, info);
-  const { view, bytes } = frame.buffer;
-  const l4 = info.l4Offset;
-  if (flow.releasedKnown) view.setUint32(l4 + TCP_SEQ, flow.releasedEnd);
-  view.setUint32(l4 + TCP_ACK_NUMBER, ack);
-  view.setUint16(l4 + TCP_WINDOW, window);
-  if (flow.templateHasSack) trimSack(info, (left, right) => flow.gate.coversBlock(left, right));
-  view.setUint16(l4 + TCP_CHECKSUM, 0);
-  const addressBytes = info.ipVersion === 4 ? 8 : 32;
-  const sum =
-    sumOfBytes(bytes, info.srcAddressOffset, info.srcAddressOffset + addressBytes, false) +
-    IP_PROTOCOL_TCP +
-    info.l4Bytes +
-    sumOfBytes(bytes, l4, l4 + info.l4Bytes, false);
-  view.setUint16(l4 + TCP_CHECKSUM, ~foldSum(sum) & 0xffff);
-  context.counts.pureAcksBuilt++;
-  context.emit(frame.buffer, frame.offset, frame.length);
-  context.pool.release(frame);
 }

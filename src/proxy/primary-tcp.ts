@@ -18,63 +18,24 @@
 import { assert } from '../base/assert.ts';
 import { type Micros, NEVER } from '../base/time.ts';
 import { AckGate } from '../compare/ack-gate.ts';
-import {
-  type Piece,
-  STREAM_DIFFERENT_FIN,
-  STREAM_EQUAL,
-  StreamComparer,
-} from '../compare/stream.ts';
+import { STREAM_DIFFERENT_FIN, STREAM_EQUAL, StreamComparer } from '../compare/stream.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { CheckpointCause } from '../env/messages.ts';
-import { VNET_HDR_BYTES } from '../limits.ts';
 import { lowerAck, setWindow, trimSack } from '../rewrite/lower.ts';
 import { dissect, type FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
 import { TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, type TcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
-import { emitPureAck, makeAckTemplate } from './primary-ack.ts';
+import { HeldAck } from './primary-ack.ts';
 import { EXCERPT_BYTES_MAX, type PrimaryContext, type PrimaryFlowBase } from './primary-context.ts';
+import {
+  describeSegment,
+  type HeldSegment,
+  SecondaryPiece,
+  segmentLength,
+} from './primary-segment.ts';
 import { lowerSynOptions, SynOptions } from './primary-syn.ts';
-
-/** A segment of the PVM on its way out. While its batch lasts it may lie in the batch's memory. */
-export class HeldSegment implements Piece {
-  buffer: FrameBuffer = EMPTY_BUFFER;
-  frameOffset = 0;
-  frameBytes = 0;
-  /** Pool memory that holds it; undefined while it lies in the batch's memory. */
-  frame: PooledFrame | undefined = undefined;
-  /** The original fragments, when it was put together from such: they are what is released. */
-  fragments: readonly PooledFrame[] | undefined = undefined;
-  /** Payload as a piece of the stream. */
-  seq: Seq = 0;
-  end: Seq = 0;
-  bytes: Uint8Array = EMPTY_BUFFER.bytes;
-  offset = 0;
-  /** Sequence number after the segment, SYN and FIN counted. */
-  segmentEnd: Seq = 0;
-  flags = 0;
-  ack: Seq = 0;
-  window = 0;
-  hasSack = false;
-  arrivedUs: Micros = 0;
-  /** Is it in the comparer's queue? */
-  queued = false;
-}
-
-/** Payload of an SVM segment that waits for the PVM's. */
-export class SecondaryPiece implements Piece {
-  seq: Seq = 0;
-  end: Seq = 0;
-  bytes: Uint8Array = EMPTY_BUFFER.bytes;
-  offset = 0;
-  frame: PooledFrame | undefined = undefined;
-  arrivedUs: Micros = 0;
-  queued = false;
-}
-
-const EMPTY_BYTES = new Uint8Array(0);
-const EMPTY_BUFFER: FrameBuffer = { bytes: EMPTY_BYTES, view: new DataView(EMPTY_BYTES.buffer) };
 
 /** SVM bytes this far beyond what either guest has sent are not of this stream (bytes). */
 const AHEAD_MAX = 1 << 30;
@@ -121,17 +82,8 @@ export class TcpFlow implements PrimaryFlowBase {
   clientFin = false;
   closed = false;
 
-  /** Header of the PVM's last ACK that could not (wholly) go out. */
-  template: PooledFrame | undefined = undefined;
-  templateAck: Seq = 0;
-  templateWindow = 0;
-  templateHasSack = false;
-  /** The template was never sent in any form: it counts even when it says nothing new (duplicate ACK). */
-  templateUnsent = false;
-  /** The ACK number that has waited longest, and since when. */
-  waitingAck: Seq = 0;
-  ackSinceUs: Micros = NEVER;
-  windowSinceUs: Micros = NEVER;
+  /** What could not (wholly) go out of the PVM's last ACK. */
+  readonly heldAck: HeldAck;
   secondarySinceUs: Micros = NEVER;
   resetSinceUs: Micros = NEVER;
 
@@ -139,6 +91,7 @@ export class TcpFlow implements PrimaryFlowBase {
 
   constructor(context: PrimaryContext) {
     this.#context = context;
+    this.heldAck = new HeldAck(context, this, this.gate);
     this.comparer = new StreamComparer<HeldSegment, SecondaryPiece>(
       (segment) => {
         segment.queued = false;
@@ -198,7 +151,7 @@ export class TcpFlow implements PrimaryFlowBase {
   ): void {
     if ((info.tcpFlags & TCP_SYN) !== 0) this.#onPrimarySyn(info);
     this.#noteNumbers(info);
-    const segment = this.#makeSegment(buffer, info, fragments);
+    const segment = describeSegment(buffer, info, fragments, this.#context.nowUs);
     const payload = info.payloadBytes;
     if (this.#isRetransmission(segment, payload)) {
       this.#context.counts.retransmissions++;
@@ -241,14 +194,7 @@ export class TcpFlow implements PrimaryFlowBase {
     this.heldFrames = 0;
     for (const segment of held) this.#send(segment);
     this.comparer.reset();
-    if (this.template !== undefined) {
-      // The SVM's state now holds all that the PVM had acknowledged: the last ACK may go as it was.
-      this.gate.adoptPrimary();
-      emitPureAck(this.#context, this, this.templateAck, this.templateWindow);
-      this.dropTemplate();
-    }
-    this.ackSinceUs = NEVER;
-    this.windowSinceUs = NEVER;
+    this.heldAck.sendWhole(this.#releasedEnd());
     this.secondarySinceUs = NEVER;
     this.resetSinceUs = NEVER;
     this.diverged = false;
@@ -263,10 +209,7 @@ export class TcpFlow implements PrimaryFlowBase {
     if (this.primaryEndKnown) this.comparer.restart(this.primaryEnd);
     else this.comparer.reset();
     this.gate.adoptPrimary();
-    if (this.template !== undefined) {
-      emitPureAck(this.#context, this, this.templateAck, this.templateWindow);
-      this.dropTemplate();
-    }
+    this.heldAck.sendWhole(this.#releasedEnd());
     this.pickupSeq = undefined;
     this.secondaryIsn = this.primaryIsn;
     this.secondarySyn = undefined;
@@ -283,8 +226,8 @@ export class TcpFlow implements PrimaryFlowBase {
     const head = this.held[0];
     return Math.min(
       head === undefined ? NEVER : head.arrivedUs,
-      this.ackSinceUs,
-      this.windowSinceUs,
+      this.heldAck.ackSinceUs,
+      this.heldAck.windowSinceUs,
       this.secondarySinceUs,
       this.resetSinceUs,
     );
@@ -298,15 +241,15 @@ export class TcpFlow implements PrimaryFlowBase {
     if (head !== undefined && head.arrivedUs === since) {
       if ((head.flags & TCP_RST) !== 0) cause = 'reset-mismatch';
     } else if (this.resetSinceUs === since) cause = 'reset-mismatch';
-    else if (this.ackSinceUs === since) cause = 'acknowledgement-behind';
-    else if (this.windowSinceUs === since) cause = 'window-closed';
+    else if (this.heldAck.ackSinceUs === since) cause = 'acknowledgement-behind';
+    else if (this.heldAck.windowSinceUs === since) cause = 'window-closed';
     else cause = 'primary-silent';
     this.#want(cause);
   }
 
   /** End of the batch: the SVM may have caught up with a held ACK. */
   onFlush(): void {
-    if (this.template !== undefined && !this.diverged) this.#emitPending();
+    if (this.heldAck.exists && !this.diverged) this.heldAck.sendPending(this.#releasedEnd());
     this.#armIfWaiting();
   }
 
@@ -329,7 +272,7 @@ export class TcpFlow implements PrimaryFlowBase {
     if (isNew) this.clientFin = false;
     this.gate.primaryKnown = false;
     this.gate.emittedKnown = false;
-    this.dropTemplate();
+    this.heldAck.drop();
     this.comparer.clearPrimary();
     this.#learnShift();
     this.#matchSyn();
@@ -386,34 +329,6 @@ export class TcpFlow implements PrimaryFlowBase {
     this.primaryEndKnown = true;
     if ((flags & TCP_ACK) !== 0) this.gate.onPrimary(info.ack, info.window, isSyn);
     if ((flags & TCP_FIN) !== 0 && this.clientFin) this.closed = true;
-  }
-
-  #makeSegment(
-    buffer: FrameBuffer,
-    info: FrameInfo,
-    fragments: readonly PooledFrame[] | undefined,
-  ): HeldSegment {
-    const segment = new HeldSegment();
-    const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
-    segment.buffer = buffer;
-    segment.frameOffset = info.frameOffset;
-    segment.frameBytes = info.frameBytes;
-    segment.fragments = fragments;
-    segment.seq = isSyn ? seqAdd(info.seq, 1) : info.seq;
-    segment.end = seqAdd(segment.seq, info.payloadBytes);
-    segment.bytes = info.bytes;
-    segment.offset = info.payloadOffset;
-    segment.segmentEnd = seqAdd(info.seq, segmentLength(info));
-    segment.flags = info.tcpFlags;
-    segment.ack = info.ack;
-    segment.window = info.window;
-    segment.arrivedUs = this.#context.nowUs;
-    if (info.tcpHeaderBytes > 32) {
-      const options = this.#context.scratchOptions;
-      parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
-      segment.hasSack = options.sackCount > 0;
-    }
-    return segment;
   }
 
   /**
@@ -506,7 +421,7 @@ export class TcpFlow implements PrimaryFlowBase {
     }
     const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
     if (!gate.onSecondary(info.ack, info.window, isSyn, options)) return;
-    if (this.template !== undefined) this.#context.markDirty(this);
+    if (this.heldAck.exists) this.#context.markDirty(this);
   }
 
   #offerSecondary(info: FrameInfo): void {
@@ -658,29 +573,24 @@ export class TcpFlow implements PrimaryFlowBase {
     }
   }
 
-  /** Lowers the segment in place to what both guests cover. False: it stays behind as the template. */
+  /** Lowers the segment in place to what both guests cover. False: it stays behind as `heldAck`. */
   #passGate(segment: HeldSegment, isPureAck: boolean): boolean {
     const gate = this.gate;
     const isSyn = (segment.flags & TCP_SYN) !== 0;
     gate.limit(segment.ack, segment.window, isSyn);
     const { ack, window, lowered } = gate;
+    this.#coveredBlocks = 0;
     const trims = segment.hasSack && this.#blocksCovered(segment) < 0;
     if (!lowered && !trims) {
-      if (this.template !== undefined && seqBeforeOrEqual(this.templateAck, ack)) {
-        this.dropTemplate();
-      }
+      if (this.heldAck.isCoveredBy(ack)) this.heldAck.drop();
       gate.onEmitted(ack, window, isSyn);
       return true;
     }
     const context = this.#context;
+    const saysNew = !isPureAck || gate.advances(ack, window) || this.#coveredBlocks > 0;
     this.#look(segment);
-    if (!isSyn) makeAckTemplate(context, this, context.scratchInfo, segment.hasSack);
-    this.#noteWaiting(segment.ack, ack, segment.window, window);
-    if (isPureAck && !gate.advances(ack, window) && this.#coveredCount === 0) {
-      this.templateUnsent = true;
-      return false;
-    }
-    this.templateUnsent = false;
+    if (!isSyn) this.heldAck.keep(context.scratchInfo, segment.hasSack, saysNew);
+    if (!saysNew) return false;
     lowerAck(context.scratchInfo, ack);
     setWindow(context.scratchInfo, window);
     if (trims) {
@@ -693,7 +603,7 @@ export class TcpFlow implements PrimaryFlowBase {
     return true;
   }
 
-  #coveredCount = 0;
+  #coveredBlocks = 0;
 
   /** Counts the SACK blocks that the SVM covers; returns -1 when there are others, else how many. */
   #blocksCovered(segment: HeldSegment): number {
@@ -701,11 +611,11 @@ export class TcpFlow implements PrimaryFlowBase {
     const info = this.#context.scratchInfo;
     const options = this.#context.scratchOptions;
     parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
-    this.#coveredCount = 0;
+    this.#coveredBlocks = 0;
     for (let i = 0; i < options.sackCount; i++) {
-      if (this.gate.coversBlock(options.sackLeft(i), options.sackRight(i))) this.#coveredCount++;
+      if (this.gate.coversBlock(options.sackLeft(i), options.sackRight(i))) this.#coveredBlocks++;
     }
-    return this.#coveredCount === options.sackCount ? this.#coveredCount : -1;
+    return this.#coveredBlocks === options.sackCount ? this.#coveredBlocks : -1;
   }
 
   #look(segment: HeldSegment): void {
@@ -718,39 +628,8 @@ export class TcpFlow implements PrimaryFlowBase {
     assert(result === 0, 'a held segment was dissected before');
   }
 
-  #noteWaiting(wantedAck: Seq, ack: Seq, wantedWindow: number, window: number): void {
-    const nowUs = this.#context.nowUs;
-    if (ack === wantedAck) this.ackSinceUs = NEVER;
-    else if (this.ackSinceUs === NEVER || seqBeforeOrEqual(this.waitingAck, ack)) {
-      this.ackSinceUs = nowUs;
-      this.waitingAck = wantedAck;
-    }
-    if (window !== 0 || wantedWindow === 0) this.windowSinceUs = NEVER;
-    else if (this.windowSinceUs === NEVER) this.windowSinceUs = nowUs;
-  }
-
-  /** The SVM has moved: sends as much of the template as may go now. */
-  #emitPending(): void {
-    const gate = this.gate;
-    if (!gate.secondaryKnown) return;
-    gate.limit(this.templateAck, this.templateWindow, false);
-    const { ack, window, lowered } = gate;
-    this.#noteWaiting(this.templateAck, ack, this.templateWindow, window);
-    const advances = gate.advances(ack, window);
-    if (advances || (!lowered && (this.templateUnsent || this.templateHasSack))) {
-      emitPureAck(this.#context, this, ack, window);
-      gate.onEmitted(ack, window, false);
-      this.templateUnsent = false;
-    }
-    if (!lowered) this.dropTemplate();
-  }
-
-  dropTemplate(): void {
-    if (this.template !== undefined) this.#context.unhold(this, this.template);
-    this.template = undefined;
-    this.templateUnsent = false;
-    this.ackSinceUs = NEVER;
-    this.windowSinceUs = NEVER;
+  #releasedEnd(): Seq | undefined {
+    return this.releasedKnown ? this.releasedEnd : undefined;
   }
 
   #send(segment: HeldSegment): void {
@@ -784,13 +663,3 @@ export class TcpFlow implements PrimaryFlowBase {
     this.#context.wheel.arm(this, since + this.#context.config.compareTimeoutUs);
   }
 }
-
-/** Sequence space that a segment takes: payload, SYN, FIN (RFC 9293 §3.4). */
-function segmentLength(info: FrameInfo): number {
-  let length = info.payloadBytes;
-  if ((info.tcpFlags & TCP_SYN) !== 0) length++;
-  if ((info.tcpFlags & TCP_FIN) !== 0) length++;
-  return length;
-}
-
-assert(VNET_HDR_BYTES === 10, 'frames carry struct virtio_net_hdr');

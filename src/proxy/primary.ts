@@ -570,6 +570,12 @@ export class PrimaryEngine implements Engine {
 
   #onRequestsIgnored(): void {
     this.#counters.add('requestsIgnored');
+    if (this.#state === 'syncing') {
+      // Nothing is held and nothing is lost: go on asking.
+      this.#requests.onEnd(this.#context.nowUs);
+      this.#wantSync();
+      return;
+    }
     this.#fallBack('the VM layer does not answer checkpoint requests');
   }
 

@@ -1,0 +1,94 @@
+/**
+ * TCP segments in the primary engine: those of the PVM on their way out, and payload of the SVM that waits for its
+ * mate.
+ *
+ * @module
+ */
+import type { Micros } from '../base/time.ts';
+import type { Piece } from '../compare/stream.ts';
+import type { FrameBuffer } from '../env/frame.ts';
+import type { FrameInfo } from '../wire/frame.ts';
+import { type Seq, seqAdd } from '../wire/seq.ts';
+import { TCP_FIN, TCP_SYN } from '../wire/tcp.ts';
+import { parseTcpOptions, TcpOptions } from '../wire/tcp-options.ts';
+import type { PooledFrame } from './frame-pool.ts';
+
+const EMPTY_BYTES = new Uint8Array(0);
+const EMPTY_BUFFER: FrameBuffer = { bytes: EMPTY_BYTES, view: new DataView(EMPTY_BYTES.buffer) };
+
+/** A segment of the PVM on its way out. While its batch lasts it may lie in the batch's memory. */
+export class HeldSegment implements Piece {
+  buffer: FrameBuffer = EMPTY_BUFFER;
+  frameOffset = 0;
+  frameBytes = 0;
+  /** Pool memory that holds it; undefined while it lies in the batch's memory. */
+  frame: PooledFrame | undefined = undefined;
+  /** The original fragments, when it was put together from such: they are what is released. */
+  fragments: readonly PooledFrame[] | undefined = undefined;
+  /** Payload as a piece of the stream. */
+  seq: Seq = 0;
+  end: Seq = 0;
+  bytes: Uint8Array = EMPTY_BUFFER.bytes;
+  offset = 0;
+  /** Sequence number after the segment, SYN and FIN counted. */
+  segmentEnd: Seq = 0;
+  flags = 0;
+  ack: Seq = 0;
+  window = 0;
+  hasSack = false;
+  arrivedUs: Micros = 0;
+  /** Is it in the comparer's queue? */
+  queued = false;
+}
+
+/** Payload of an SVM segment that waits for the PVM's. */
+export class SecondaryPiece implements Piece {
+  seq: Seq = 0;
+  end: Seq = 0;
+  bytes: Uint8Array = EMPTY_BUFFER.bytes;
+  offset = 0;
+  frame: PooledFrame | undefined = undefined;
+  arrivedUs: Micros = 0;
+  queued = false;
+}
+
+const scratch = new TcpOptions();
+/** A header with nothing but the aligned timestamps option; longer ones may hold SACK blocks. */
+const HEADER_BYTES_WITHOUT_SACK = 32;
+
+/** Describes the PVM's segment that `info` was dissected from; its memory stays where it is. */
+export function describeSegment(
+  buffer: FrameBuffer,
+  info: FrameInfo,
+  fragments: readonly PooledFrame[] | undefined,
+  nowUs: Micros,
+): HeldSegment {
+  const segment = new HeldSegment();
+  const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
+  segment.buffer = buffer;
+  segment.frameOffset = info.frameOffset;
+  segment.frameBytes = info.frameBytes;
+  segment.fragments = fragments;
+  segment.seq = isSyn ? seqAdd(info.seq, 1) : info.seq;
+  segment.end = seqAdd(segment.seq, info.payloadBytes);
+  segment.bytes = info.bytes;
+  segment.offset = info.payloadOffset;
+  segment.segmentEnd = seqAdd(info.seq, segmentLength(info));
+  segment.flags = info.tcpFlags;
+  segment.ack = info.ack;
+  segment.window = info.window;
+  segment.arrivedUs = nowUs;
+  if (info.tcpHeaderBytes > HEADER_BYTES_WITHOUT_SACK) {
+    parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);
+    segment.hasSack = scratch.sackCount > 0;
+  }
+  return segment;
+}
+
+/** Sequence space that a segment takes: payload, SYN, FIN (RFC 9293 §3.4). */
+export function segmentLength(info: FrameInfo): number {
+  let length = info.payloadBytes;
+  if ((info.tcpFlags & TCP_SYN) !== 0) length++;
+  if ((info.tcpFlags & TCP_FIN) !== 0) length++;
+  return length;
+}
