@@ -169,3 +169,50 @@ function readSack(view: DataView, at: number, optionBytes: number, out: TcpOptio
   out.sackCount = count;
   out.sackOffset = at;
 }
+
+/** What `emitTcpOptions` writes; host order. */
+export interface TcpOptionFields {
+  readonly mss?: number | undefined;
+  readonly windowScale?: number | undefined;
+  readonly sackPermitted?: boolean | undefined;
+  readonly timestamps?: { readonly tsval: number; readonly tsecr: number } | undefined;
+  /** Left edge, right edge. At most 4 blocks, 3 beside timestamps. */
+  readonly sack?: readonly (readonly [Seq, Seq])[] | undefined;
+}
+
+/**
+ * Options as Linux lays them out (`tcp_options_write`): MSS; timestamps, filled up by SACK-permitted on a SYN; window scale;
+ * SACK; each padded in front with NOPs to 4 bytes.
+ *
+ * @throws RangeError when they take more than 40 bytes
+ */
+export function emitTcpOptions(fields: TcpOptionFields): Uint8Array {
+  const out: number[] = [];
+  if (fields.mss !== undefined) out.push(TCP_OPTION_MSS, 4, ...bytes16(fields.mss));
+  if (fields.timestamps !== undefined) {
+    if (fields.sackPermitted === true) out.push(TCP_OPTION_SACK_PERMITTED, 2);
+    else out.push(TCP_OPTION_NOP, TCP_OPTION_NOP);
+    out.push(TCP_OPTION_TIMESTAMPS, 10);
+    out.push(...bytes32(fields.timestamps.tsval), ...bytes32(fields.timestamps.tsecr));
+  } else if (fields.sackPermitted === true) {
+    out.push(TCP_OPTION_NOP, TCP_OPTION_NOP, TCP_OPTION_SACK_PERMITTED, 2);
+  }
+  if (fields.windowScale !== undefined) {
+    out.push(TCP_OPTION_NOP, TCP_OPTION_WINDOW_SCALE, 3, fields.windowScale);
+  }
+  const sack = fields.sack ?? [];
+  if (sack.length > 0) {
+    out.push(TCP_OPTION_NOP, TCP_OPTION_NOP, TCP_OPTION_SACK, 2 + 8 * sack.length);
+    for (const [left, right] of sack) out.push(...bytes32(left), ...bytes32(right));
+  }
+  if (out.length > 40) throw new RangeError('Cannot write TCP options: more than 40 bytes');
+  return Uint8Array.from(out);
+}
+
+function bytes16(value: number): number[] {
+  return [(value >>> 8) & 0xff, value & 0xff];
+}
+
+function bytes32(value: number): number[] {
+  return [value >>> 24, (value >>> 16) & 0xff, (value >>> 8) & 0xff, value & 0xff];
+}
