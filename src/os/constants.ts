@@ -5,7 +5,9 @@
  */
 
 // sys/socket.h
+export const AF_UNIX = 1;
 export const AF_PACKET = 17;
+export const SOCK_DGRAM = 2;
 export const SOCK_RAW = 3;
 export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
@@ -68,6 +70,7 @@ export const IFF_UP = 1;
 // linux/if_tun.h
 export const TUNSETIFF = 0x400454ca;
 export const TUNSETOFFLOAD = 0x400454d0;
+export const TUNGETIFF = 0x800454d2;
 export const TUNSETVNETHDRSZ = 0x400454d8;
 export const IFF_TAP = 0x0002;
 export const IFF_NO_PI = 0x1000;

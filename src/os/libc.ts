@@ -113,6 +113,12 @@ export const fcntl: (fd: number, command: number, argument: number) => number = 
 export const ioctl: (fd: number, request: number, argument: Memory) => number = c.func(
   'int ioctl(int fd, unsigned long request, void *argument)',
 );
+/** ioctl(2) whose argument is a number, not memory. */
+export const ioctlNumber: (fd: number, request: number, argument: number) => number = c.func(
+  'ioctl',
+  'int',
+  ['int', 'unsigned long', 'uintptr_t'],
+);
 /** poll(2); `fds` holds `count` struct pollfd of 8 bytes. Blocks: use FdWatcher in the event loop. */
 export const poll: (fds: Uint8Array, count: number, timeoutMs: number) => number = c.func(
   'int poll(void *fds, unsigned long count, int timeout)',

@@ -62,6 +62,16 @@ export class MessageVector {
     return this.address + index * MESSAGE_BYTES;
   }
 
+  /** The address of the iovecs of message `index`, for writev. */
+  addressOfSegments(index: number): Address {
+    return this.address + this.#iovecOffset(index, 0);
+  }
+
+  /** How many segments message `index` consists of. */
+  segmentCount(index: number): number {
+    return this.view.getUint32(index * MESSAGE_BYTES + OFFSET_IOVLEN, true);
+  }
+
   /** Where the control data of message `index` begins in `view`. */
   controlOffset(index: number): number {
     return (

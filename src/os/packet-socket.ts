@@ -11,9 +11,7 @@ import {
   AF_PACKET,
   ENODEV,
   ETH_P_ALL,
-  IFF_UP,
   IFNAMSIZ,
-  IFREQ_BYTES,
   MSG_DONTWAIT,
   PACKET_ADD_MEMBERSHIP,
   PACKET_AUXDATA,
@@ -22,8 +20,6 @@ import {
   PACKET_QDISC_BYPASS,
   PACKET_STATISTICS,
   PACKET_VNET_HDR,
-  SIOCGIFFLAGS,
-  SIOCGIFMTU,
   SO_ERROR,
   SO_RCVBUF,
   SO_RCVBUFFORCE,
@@ -37,6 +33,7 @@ import {
   TP_STATUS_VLAN_TPID_VALID,
   TP_STATUS_VLAN_VALID,
 } from './constants.ts';
+import { interfaceMtu, isInterfaceUp } from './interface.ts';
 import {
   bind,
   checkResult,
@@ -45,7 +42,6 @@ import {
   getsockname,
   getsockopt,
   ifNameToIndex,
-  ioctl,
   recvmmsg,
   sendmmsg,
   setsockopt,
@@ -139,23 +135,16 @@ export class PacketSocket {
 
   /** Largest layer 3 packet of the interface in bytes, or `-errno`. */
   mtu(): number {
-    return this.#interfaceField(SIOCGIFMTU, (view) => view.getInt32(IFNAMSIZ, true));
+    return interfaceMtu(this.fd, this.interfaceName);
   }
 
   /** Is the interface administratively up? */
   isUp(): boolean {
-    const flags = this.#interfaceField(SIOCGIFFLAGS, (view) => view.getUint16(IFNAMSIZ, true));
-    return flags >= 0 && (flags & IFF_UP) !== 0;
+    return isInterfaceUp(this.fd, this.interfaceName);
   }
 
   close(): void {
     close(this.fd);
-  }
-
-  #interfaceField(request: number, readField: (view: DataView) => number): number {
-    const ifreq = new Uint8Array(IFREQ_BYTES);
-    new TextEncoder().encodeInto(this.interfaceName, ifreq);
-    return ioctl(this.fd, request, ifreq) < 0 ? -errno() : readField(new DataView(ifreq.buffer));
   }
 
   /** The u32 at `offset` of an option's value; `-errno` on failure. */

@@ -13,11 +13,11 @@ import {
   VNET_HDR_BYTES,
 } from '../limits.ts';
 import { EAGAIN, EINTR, EINVAL, ENETDOWN, ENODEV, ENXIO, MSG_TRUNC } from '../os/constants.ts';
-import { FdWatcher, type Readiness } from '../os/fd-watcher.ts';
 import { addressOf } from '../os/libc.ts';
 import { MessageVector } from '../os/message-vector.ts';
 import { AUXDATA_CONTROL_BYTES, PacketSocket, strippedVlanTag } from '../os/packet-socket.ts';
 import { countDrop, createPortCounters } from './counters.ts';
+import { Poller } from './poller.ts';
 import { Sender } from './sender.ts';
 import { insertVlanTag, VLAN_TAG_BYTES } from './vlan-tag.ts';
 
@@ -43,15 +43,11 @@ export class PacketPort implements Port {
   readonly #vector = new MessageVector(BATCH_FRAMES_MAX, AUXDATA_CONTROL_BYTES);
   readonly #ring: FrameBuffer;
   readonly #sender: Sender;
-  readonly #watcher: FdWatcher;
+  readonly #poller: Poller;
   #onReadable: () => void = () => {};
   #onClosed: (error: Error) => void = () => {};
   #linkTimer: NodeJS.Timeout | undefined;
   #statisticsTimer: NodeJS.Timeout | undefined;
-  /** `onReadable` was called and `receive` has not yet been. */
-  #notified = false;
-  #reading = false;
-  #writing = false;
   #closed = false;
 
   /** @throws ColoError COLO_ERR_PACKET_OPEN */
@@ -68,12 +64,16 @@ export class PacketPort implements Port {
       const slot = address + index * SLOT_BYTES;
       this.#vector.setSegment(index, slot + VLAN_TAG_BYTES, SLOT_BYTES - VLAN_TAG_BYTES);
     }
-    this.#watcher = new FdWatcher(this.#socket.fd, (readiness) => this.#onReady(readiness));
+    this.#poller = new Poller(this.#socket.fd, {
+      onReadable: () => this.#onReadable(),
+      onWritable: () => this.#sender.retry(),
+      onFailed: () => this.#onSocketError(this.#socket.takeError()),
+    });
     this.#sender = new Sender(
       {
         transmit: (vector, first, count) => this.#socket.send(vector, first, count),
         mtu: () => this.#socket.mtu(),
-        wantWritable: (wanted) => this.#watchWritable(wanted),
+        wantWritable: (wanted) => this.#poller.watchWritable(wanted),
         onLinkDown: () => this.#onLinkDown(),
       },
       this.counters,
@@ -83,7 +83,7 @@ export class PacketPort implements Port {
   start(onReadable: () => void, onClosed: (error: Error) => void): void {
     this.#onReadable = onReadable;
     this.#onClosed = onClosed;
-    this.#watchReadable(true);
+    this.#poller.watchReadable();
     this.#statisticsTimer = setInterval(() => {
       this.#countKernelDrops();
       this.#sender.refreshMtu();
@@ -94,11 +94,7 @@ export class PacketPort implements Port {
   receive(handler: FrameHandler): number {
     if (this.#closed) return 0;
     const count = this.#receiveBatch();
-    this.#notified = false;
-    if (count === 0) {
-      this.#watchReadable(true);
-      return 0;
-    }
+    this.#poller.answered(count === 0);
     const vector = this.#vector;
     const counters = this.counters;
     for (let index = 0; index < count; index++) {
@@ -143,7 +139,7 @@ export class PacketPort implements Port {
     this.#sender.close();
     clearInterval(this.#linkTimer);
     clearInterval(this.#statisticsTimer);
-    this.#watcher.close();
+    this.#poller.close();
     this.#socket.close();
     return Promise.resolve();
   }
@@ -162,36 +158,6 @@ export class PacketPort implements Port {
         return 0;
       }
     }
-  }
-
-  #onReady(readiness: Readiness): void {
-    if (readiness.failed) {
-      const error = this.#socket.takeError();
-      if (error !== 0) this.#onSocketError(error);
-      if (this.#closed) return;
-      // uv_poll has stopped itself.
-      this.#watcher.watch(this.#reading, this.#writing);
-    }
-    if (readiness.writable) this.#sender.retry();
-    if (!readiness.readable || this.#closed) return;
-    // Nobody has read since the last call: stay silent until somebody does.
-    if (this.#notified) this.#watchReadable(false);
-    else {
-      this.#notified = true;
-      this.#onReadable();
-    }
-  }
-
-  #watchReadable(wanted: boolean): void {
-    if (this.#reading === wanted) return;
-    this.#reading = wanted;
-    this.#watcher.watch(this.#reading, this.#writing);
-  }
-
-  #watchWritable(wanted: boolean): void {
-    if (this.#writing === wanted) return;
-    this.#writing = wanted;
-    this.#watcher.watch(this.#reading, this.#writing);
   }
 
   #onSocketError(error: number): void {
