@@ -177,8 +177,10 @@ export class PrimaryFlows {
   #classify(flow: TcpFlow): void {
     let flowClass: FlowClass = FLOW_HALF_OPEN;
     if (flow.closed) flowClass = FLOW_CLOSED;
-    else if (flow.clientAckKnown || flow.primaryIsn === undefined) flowClass = FLOW_ESTABLISHED;
-    if (flow.primaryIsn === undefined && !flow.primaryEndKnown) return;
+    else if (!flow.primaryEndKnown) return;
+    else if (flow.clientAckKnown || flow.handshake.primaryIsn === undefined) {
+      flowClass = FLOW_ESTABLISHED;
+    }
     if (this.#table.classOf(flow) !== flowClass) {
       this.#table.setClass(flow, flowClass, this.#context.nowUs);
     }

@@ -1,11 +1,12 @@
 /**
- * SYN options that bind a connection, for comparing the two guests' SYN or SYN-ACK: the client must be told only what
- * both guests support.
+ * Connection set-up as the primary sees it: both guests' SYN or SYN-ACK, and the options that bind the connection. The
+ * client must be told only what both guests support.
  *
  * @module
  */
 import { applyChecksumDelta, delta16, sumOfBytes } from '../rewrite/checksum-delta.ts';
 import type { FrameInfo } from '../wire/frame.ts';
+import type { Seq } from '../wire/seq.ts';
 import { TCP_ACK, TCP_CHECKSUM } from '../wire/tcp.ts';
 import { parseTcpOptions, TCP_OPTION_NOP, TcpOptions } from '../wire/tcp-options.ts';
 
@@ -47,6 +48,86 @@ export class SynOptions {
       this.timestamps === other.timestamps &&
       this.isSynAck === other.isSynAck
     );
+  }
+}
+
+/** The two SYNs of one connection, through its incarnations. */
+export class Handshake {
+  /** The PVM's initial sequence number; undefined when the connection was open before it was seen. */
+  primaryIsn: Seq | undefined = undefined;
+  #primarySyn: SynOptions | undefined = undefined;
+  /** The SVM's own, unadjusted. */
+  #secondaryIsn: Seq | undefined = undefined;
+  /** The SVM's SYN that was not matched with one of the PVM yet. */
+  #secondarySyn: SynOptions | undefined = undefined;
+  /** What the matched SYN of the SVM offered; undefined after a checkpoint, when there is nothing to lower. */
+  #agreedSyn: SynOptions | undefined = undefined;
+  /** Did the client's SYN or SYN-ACK offer window scaling (RFC 7323 §2.2)? undefined: not seen. */
+  #clientScales: boolean | undefined = undefined;
+  /** Have both guests sent their SYN: may the PVM's go? */
+  matched = false;
+
+  /** Is the PVM's SYN here and waits for the SVM's? */
+  get isWaiting(): boolean {
+    return this.#primarySyn !== undefined && !this.matched;
+  }
+
+  onClientSyn(info: FrameInfo): void {
+    parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);
+    this.#clientScales = scratch.windowScale >= 0;
+  }
+
+  /** Returns whether it begins a connection; a retransmission changes nothing. */
+  onPrimarySyn(info: FrameInfo): boolean {
+    if (this.primaryIsn === info.seq) return false;
+    this.primaryIsn = info.seq;
+    this.#primarySyn = SynOptions.read(info);
+    this.#agreedSyn = undefined;
+    this.matched = false;
+    return true;
+  }
+
+  /** As `onPrimarySyn`, of the SVM. */
+  onSecondarySyn(info: FrameInfo): boolean {
+    if (this.#secondaryIsn === info.seq) return false;
+    this.#secondaryIsn = info.seq;
+    this.#secondarySyn = SynOptions.read(info);
+    this.matched = false;
+    return true;
+  }
+
+  /** Matches the two SYNs if both are here. */
+  match(): 'waiting' | 'matched' | 'different' {
+    if (this.#primarySyn === undefined || this.#secondarySyn === undefined) return 'waiting';
+    const secondarySyn = this.#secondarySyn;
+    this.#secondarySyn = undefined;
+    if (!this.#primarySyn.agreesWith(secondarySyn)) return 'different';
+    this.#agreedSyn = secondarySyn;
+    this.matched = true;
+    return 'matched';
+  }
+
+  /** A checkpoint was committed: the SVM has the PVM's connection. */
+  adoptCheckpoint(): void {
+    this.#secondaryIsn = this.primaryIsn;
+    this.#secondarySyn = undefined;
+    this.#agreedSyn = undefined;
+    this.matched = this.primaryIsn !== undefined;
+  }
+
+  /** The guests' window shift, 0..14; it counts only when the client scales too. -1: not known. */
+  windowShift(): number {
+    const syn = this.#primarySyn;
+    if (syn === undefined) return -1;
+    if (syn.windowScale < 0) return 0;
+    if (this.#clientScales !== undefined) return this.#clientScales ? syn.windowScale : 0;
+    return syn.isSynAck ? syn.windowScale : -1;
+  }
+
+  /** Lowers the options of the PVM's SYN in place to what both guests support. */
+  lower(info: FrameInfo): void {
+    if (this.#primarySyn === undefined || this.#agreedSyn === undefined) return;
+    lowerSynOptions(info, this.#primarySyn, this.#agreedSyn);
   }
 }
 

@@ -35,7 +35,7 @@ import {
   SecondaryPiece,
   segmentLength,
 } from './primary-segment.ts';
-import { lowerSynOptions, SynOptions } from './primary-syn.ts';
+import { Handshake } from './primary-syn.ts';
 
 /** SVM bytes this far beyond what either guest has sent are not of this stream (bytes). */
 const AHEAD_MAX = 1 << 30;
@@ -69,14 +69,7 @@ export class TcpFlow implements PrimaryFlowBase {
   /** The connection was open before it was seen: output before this position cannot be verified. */
   pickupSeq: Seq | undefined = undefined;
 
-  primaryIsn: Seq | undefined = undefined;
-  primarySyn: SynOptions | undefined = undefined;
-  secondaryIsn: Seq | undefined = undefined;
-  secondarySyn: SynOptions | undefined = undefined;
-  /** Both guests have sent their SYN: the PVM's may go. */
-  synMatched = false;
-  /** The client's SYN or SYN-ACK offered window scaling (RFC 7323 §2.2); undefined while not seen. */
-  clientScales: boolean | undefined = undefined;
+  readonly handshake = new Handshake();
   secondaryReset = false;
   primaryReset = false;
   clientFin = false;
@@ -112,10 +105,8 @@ export class TcpFlow implements PrimaryFlowBase {
   onClient(info: FrameInfo): void {
     const flags = info.tcpFlags;
     if ((flags & TCP_SYN) !== 0) {
-      const options = this.#context.scratchOptions;
-      parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
-      this.clientScales = options.windowScale >= 0;
-      this.#learnShift();
+      this.handshake.onClientSyn(info);
+      this.gate.windowShift = this.handshake.windowShift();
     } else if ((flags & TCP_ACK) !== 0 && this.primaryEndKnown) {
       const ack = info.ack;
       // Only an ACK of something sent says anything: others are forged or stale (RFC 9293 §3.10.7.4).
@@ -211,9 +202,7 @@ export class TcpFlow implements PrimaryFlowBase {
     this.gate.adoptPrimary();
     this.heldAck.sendWhole(this.#releasedEnd());
     this.pickupSeq = undefined;
-    this.secondaryIsn = this.primaryIsn;
-    this.secondarySyn = undefined;
-    this.synMatched = this.primaryIsn !== undefined;
+    this.handshake.adoptCheckpoint();
     this.secondaryReset = this.primaryReset;
     this.diverged = false;
     this.reported = false;
@@ -256,17 +245,14 @@ export class TcpFlow implements PrimaryFlowBase {
   // ------------------------------------------------------------------ details: SYN
 
   #onPrimarySyn(info: FrameInfo): void {
-    if (this.primaryIsn === info.seq) return;
-    const isNew = this.primaryIsn !== undefined;
+    const isNew = this.handshake.primaryIsn !== undefined;
+    if (!this.handshake.onPrimarySyn(info)) return;
     if (isNew && this.held.length > 0) this.#want('unverifiable');
-    this.primaryIsn = info.seq;
     this.primaryEnd = info.seq;
     this.primaryEndKnown = true;
-    this.primarySyn = SynOptions.read(info);
     this.releasedKnown = false;
     this.clientAckKnown = false;
     this.pickupSeq = undefined;
-    this.synMatched = false;
     this.primaryReset = false;
     this.closed = false;
     if (isNew) this.clientFin = false;
@@ -274,44 +260,28 @@ export class TcpFlow implements PrimaryFlowBase {
     this.gate.emittedKnown = false;
     this.heldAck.drop();
     this.comparer.clearPrimary();
-    this.#learnShift();
+    this.gate.windowShift = this.handshake.windowShift();
     this.#matchSyn();
   }
 
   #onSecondarySyn(info: FrameInfo): void {
-    if (this.secondaryIsn === info.seq) return;
-    this.secondaryIsn = info.seq;
-    this.secondarySyn = SynOptions.read(info);
+    if (!this.handshake.onSecondarySyn(info)) return;
     this.secondaryReset = false;
     this.resetSinceUs = NEVER;
     this.comparer.clearSecondary();
     this.secondarySinceUs = NEVER;
     this.gate.forgetSecondary();
-    this.synMatched = false;
     this.#matchSyn();
   }
 
-  /** Both SYNs are there: comparing begins behind them. */
+  /** Once both SYNs are there, comparing begins behind them. */
   #matchSyn(): void {
-    if (this.primarySyn === undefined || this.secondarySyn === undefined) return;
-    if (this.primaryIsn === undefined) return;
-    if (!this.primarySyn.agreesWith(this.secondarySyn)) {
-      this.#diverge('different-options');
-      return;
-    }
-    this.synMatched = true;
-    this.comparer.start(seqAdd(this.primaryIsn, 1));
+    const result = this.handshake.match();
+    if (result === 'different') this.#diverge('different-options');
+    const isn = this.handshake.primaryIsn;
+    if (result !== 'matched' || isn === undefined) return;
+    this.comparer.start(seqAdd(isn, 1));
     this.#advance();
-  }
-
-  /** The guests' window shift counts only when the client scales too (RFC 7323 §2.2). */
-  #learnShift(): void {
-    const syn = this.primarySyn;
-    if (syn === undefined) return;
-    if (syn.windowScale < 0) this.gate.windowShift = 0;
-    else if (this.clientScales !== undefined) {
-      this.gate.windowShift = this.clientScales ? syn.windowScale : 0;
-    } else this.gate.windowShift = syn.isSynAck ? syn.windowScale : -1;
   }
 
   // ------------------------------------------------------------------ details: PVM segments
@@ -338,7 +308,7 @@ export class TcpFlow implements PrimaryFlowBase {
   #isRetransmission(segment: HeldSegment, payload: number): boolean {
     if ((segment.flags & TCP_RST) !== 0 || this.diverged) return false;
     if ((segment.flags & TCP_ACK) !== 0 && !this.gate.secondaryKnown) return false;
-    if ((segment.flags & TCP_SYN) !== 0) return this.synMatched && this.releasedKnown;
+    if ((segment.flags & TCP_SYN) !== 0) return this.handshake.matched && this.releasedKnown;
     if (payload === 0 && (segment.flags & TCP_FIN) === 0) return false;
     if (!this.comparer.started || !this.releasedKnown) return false;
     if (!seqBeforeOrEqual(segment.segmentEnd, this.releasedEnd)) return false;
@@ -354,7 +324,7 @@ export class TcpFlow implements PrimaryFlowBase {
     if (payload === 0 && !isFin) return;
     const comparer = this.comparer;
     if (!comparer.started) {
-      if (this.primarySyn !== undefined && !this.synMatched) {
+      if (this.handshake.isWaiting) {
         // Waits for the SVM's SYN; the pieces are compared from there on.
       } else this.#pickUp(segment.seq);
     } else if (this.pickupSeq !== undefined && seqBefore(segment.seq, this.pickupSeq)) {
@@ -495,9 +465,10 @@ export class TcpFlow implements PrimaryFlowBase {
 
   #want(cause: CheckpointCause): void {
     const comparer = this.comparer;
+    const isn = this.handshake.primaryIsn;
     const offset =
-      comparer.started && this.primaryIsn !== undefined
-        ? seqDistance(seqAdd(this.primaryIsn, 1), comparer.compared) >>> 0
+      comparer.started && isn !== undefined
+        ? seqDistance(seqAdd(isn, 1), comparer.compared) >>> 0
         : -1;
     this.#context.want(
       this,
@@ -527,7 +498,7 @@ export class TcpFlow implements PrimaryFlowBase {
   #mayGo(segment: HeldSegment): boolean {
     const flags = segment.flags;
     if ((flags & TCP_RST) !== 0) return this.secondaryReset;
-    if ((flags & TCP_SYN) !== 0 && !this.synMatched) return false;
+    if ((flags & TCP_SYN) !== 0 && !this.handshake.matched) return false;
     if ((flags & TCP_ACK) !== 0 && !this.gate.secondaryKnown) return false;
     const comparer = this.comparer;
     if (segment.seq !== segment.end || (flags & TCP_FIN) !== 0) {
@@ -558,9 +529,9 @@ export class TcpFlow implements PrimaryFlowBase {
         return;
       }
     }
-    if ((flags & TCP_SYN) !== 0 && this.primarySyn && this.secondarySyn) {
+    if ((flags & TCP_SYN) !== 0) {
       this.#look(segment);
-      lowerSynOptions(this.#context.scratchInfo, this.primarySyn, this.secondarySyn);
+      this.handshake.lower(this.#context.scratchInfo);
     }
     if ((flags & TCP_RST) !== 0) this.resetSinceUs = NEVER;
     this.#context.counts.compared++;
