@@ -12,7 +12,7 @@
 import type { FrameBuffer } from '../env/frame.ts';
 import { VNET_HDR_BYTES } from '../limits.ts';
 import type { FrameInfo } from '../wire/frame.ts';
-import { sumOfBytes } from './checksum-delta.ts';
+import { foldSum, sumOfBytes } from './checksum-delta.ts';
 
 export const ETHERTYPE_ARP = 0x0806;
 export const ARP_REQUEST = 1;
@@ -235,8 +235,7 @@ export function writeNeighbourAdvertisement(
     icmpBytes +
     PROTOCOL_ICMPV6 +
     sumOfBytes(bytes, icmp, icmp + icmpBytes, false);
-  const folded = (sum & 0xffff) + (sum >>> 16);
-  view.setUint16(icmp + 2, ~((folded & 0xffff) + (folded >>> 16)) & 0xffff);
+  view.setUint16(icmp + 2, ~foldSum(sum) & 0xffff);
   return icmp + icmpBytes - target.offset;
 }
 

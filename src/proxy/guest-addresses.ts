@@ -1,0 +1,201 @@
+/**
+ * Which addresses the guest has, so that a failover can move them: gratuitous ARP and unsolicited neighbour
+ * advertisements tell switches and neighbours that they are now behind this node.
+ *
+ * Two kinds of evidence. *Certain*: the guest said so itself in ARP or neighbour discovery, or a neighbour's answer was
+ * addressed to it. *Likely*: it sends from the address. A guest that routes sends from the addresses of others,
+ * which must not be taken from them: likely addresses of a VLAN count only while they are few, and not when a
+ * neighbour was seen to have them.
+ *
+ * @module
+ */
+import type { FrameBuffer } from '../env/frame.ts';
+import {
+  ARP_REPLY,
+  ARP_REQUEST,
+  NEIGHBOUR_FRAME_BYTES_MAX,
+  writeGratuitousArp,
+  writeUnsolicitedAdvertisement,
+} from '../rewrite/neighbour-frames.ts';
+import type { FrameInfo } from '../wire/frame.ts';
+import type { FramePool } from './frame-pool.ts';
+
+/** Addresses remembered; further ones are not announced (a guest with more is rare, and they age in its neighbours). */
+const GUEST_ADDRESSES_MAX = 256;
+/** More likely addresses than this in a VLAN: the guest routes for others. A host has a link-local and a few more. */
+const LIKELY_ADDRESSES_MAX = 8;
+
+interface GuestAddress {
+  readonly ipVersion: number;
+  readonly vlan: number;
+  readonly ip: Uint8Array;
+  readonly mac: Uint8Array;
+  /** VLAN tags as the guest writes them, priority bits cleared. */
+  readonly tags: Uint8Array;
+  readonly certain: boolean;
+}
+
+/** A table key for an address in a VLAN. Allocates: not for each frame. */
+export function addressKey(
+  ipVersion: number,
+  vlan: number,
+  bytes: Uint8Array,
+  offset: number,
+): string {
+  let key = `${ipVersion}.${vlan}.`;
+  const end = offset + (ipVersion === 4 ? 4 : 16);
+  for (let i = offset; i < end; i++) key += String.fromCharCode(bytes[i]!);
+  return key;
+}
+
+/** Is the address one that a single host can have: not unspecified, not multicast, not the limited broadcast, not loopback? */
+export function isHostAddress(ipVersion: number, bytes: Uint8Array, offset: number): boolean {
+  const first = bytes[offset]!;
+  if (ipVersion === 4) return first !== 0 && first !== 127 && first < 224;
+  if (first === 0xff) return false;
+  for (let i = 0; i < 15; i++) if (bytes[offset + i] !== 0) return true;
+  return bytes[offset + 15]! > 1;
+}
+
+/** The frame's VLAN tags, without priority: 0, 4 or 8 bytes in fresh memory. */
+export function copyTags(info: FrameInfo): Uint8Array {
+  const start = info.frameOffset + 12;
+  const tags = info.bytes.slice(start, start + 4 * info.vlanTags);
+  for (let i = 2; i < tags.length; i += 4) tags[i]! &= 0x0f;
+  return tags;
+}
+
+export class GuestAddresses {
+  readonly #addresses = new Map<string, GuestAddress>();
+  /** Last source seen by IP version: nearly every frame repeats it. */
+  readonly #last: Uint32Array[] = [new Uint32Array(7), new Uint32Array(7)];
+  #isRouter = false;
+
+  get size(): number {
+    return this.#addresses.size;
+  }
+
+  /** The guest's neighbour advertisements carry the router flag. */
+  set isRouter(value: boolean) {
+    this.#isRouter = value;
+  }
+
+  /** Has the guest this address? */
+  has(ipVersion: number, vlan: number, bytes: Uint8Array, offset: number): boolean {
+    return this.#addresses.has(addressKey(ipVersion, vlan, bytes, offset));
+  }
+
+  /** The same by `addressKey`. */
+  hasKey(key: string): boolean {
+    return this.#addresses.has(key);
+  }
+
+  /** The guest sent this IP frame. Precondition: `info.ipVersion` is 4 or 6. */
+  onGuestIp(info: FrameInfo): void {
+    const { view, frameOffset, srcAddressOffset: src } = info;
+    const isIpv4 = info.ipVersion === 4;
+    const last = this.#last[isIpv4 ? 0 : 1]!;
+    const macHigh = view.getUint16(frameOffset + 6);
+    const macLow = view.getUint32(frameOffset + 8);
+    if (
+      last[0] === macHigh &&
+      last[1] === macLow &&
+      last[2] === info.vlan &&
+      last[3] === view.getUint32(src) &&
+      (isIpv4 ||
+        (last[4] === view.getUint32(src + 4) &&
+          last[5] === view.getUint32(src + 8) &&
+          last[6] === view.getUint32(src + 12)))
+    ) {
+      return;
+    }
+    last[0] = macHigh;
+    last[1] = macLow;
+    last[2] = info.vlan;
+    for (let i = 0; i < (isIpv4 ? 1 : 4); i++) last[3 + i] = view.getUint32(src + 4 * i);
+    this.learn(info, info.ipVersion, src, frameOffset + 6, false);
+  }
+
+  /**
+   * The guest has the address at `ipOffset`, with the MAC address at `macOffset` (both in the memory of `info`).
+   * `certain`: see the module's comment.
+   */
+  learn(
+    info: FrameInfo,
+    ipVersion: number,
+    ipOffset: number,
+    macOffset: number,
+    certain: boolean,
+  ): void {
+    const { bytes } = info;
+    if (!isHostAddress(ipVersion, bytes, ipOffset) || (bytes[macOffset]! & 1) !== 0) return;
+    const key = addressKey(ipVersion, info.vlan, bytes, ipOffset);
+    const known = this.#addresses.get(key);
+    if (known === undefined && this.#addresses.size >= GUEST_ADDRESSES_MAX) return;
+    if (known?.certain && !certain) return;
+    if (
+      known !== undefined &&
+      known.certain === certain &&
+      macEquals(known.mac, bytes, macOffset)
+    ) {
+      return;
+    }
+    this.#addresses.set(key, {
+      ipVersion,
+      vlan: info.vlan,
+      ip: bytes.slice(ipOffset, ipOffset + (ipVersion === 4 ? 4 : 16)),
+      mac: bytes.slice(macOffset, macOffset + 6),
+      tags: copyTags(info),
+      certain,
+    });
+  }
+
+  /**
+   * Emits the announcements of all addresses: for IPv4 both forms of gratuitous ARP, for IPv6 an unsolicited neighbour
+   * advertisement with the override flag. Returns how many frames.
+   *
+   * @param isNeighbour has a neighbour this address, as far as is known?
+   */
+  announce(
+    pool: FramePool,
+    isNeighbour: (key: string) => boolean,
+    emit: (buffer: FrameBuffer, offset: number, length: number) => void,
+  ): number {
+    const likely = new Map<string, number>();
+    for (const { ipVersion, vlan, certain } of this.#addresses.values()) {
+      const group = `${ipVersion}.${vlan}`;
+      if (!certain) likely.set(group, (likely.get(group) ?? 0) + 1);
+    }
+    let frames = 0;
+    for (const [key, address] of this.#addresses) {
+      const { ipVersion, vlan, certain } = address;
+      const many = (likely.get(`${ipVersion}.${vlan}`) ?? 0) > LIKELY_ADDRESSES_MAX;
+      if (!certain && (many || isNeighbour(key))) continue;
+      for (let form = 0; form < (ipVersion === 4 ? 2 : 1); form++) {
+        const frame = pool.acquire(NEIGHBOUR_FRAME_BYTES_MAX);
+        frame.length = this.#write(frame, address, form);
+        emit(frame.buffer, frame.offset, frame.length);
+        pool.release(frame);
+        frames++;
+      }
+    }
+    return frames;
+  }
+
+  #write(
+    target: { readonly buffer: FrameBuffer; readonly offset: number },
+    address: GuestAddress,
+    form: number,
+  ): number {
+    const { tags, mac, ip } = address;
+    if (address.ipVersion === 6) {
+      return writeUnsolicitedAdvertisement(target, tags, mac, ip, this.#isRouter);
+    }
+    return writeGratuitousArp(target, tags, form === 0 ? ARP_REQUEST : ARP_REPLY, mac, ip);
+  }
+}
+
+function macEquals(mac: Uint8Array, bytes: Uint8Array, offset: number): boolean {
+  for (let i = 0; i < 6; i++) if (mac[i] !== bytes[offset + i]) return false;
+  return true;
+}
