@@ -1,0 +1,282 @@
+/**
+ * The command line: commands, flags, help. What a command does is in modules of its own, loaded when it runs,
+ * so that `colo-proxy --help` and `ctl` start quickly.
+ *
+ * @module
+ */
+import { readFileSync } from 'node:fs';
+import { Argument, Command, InvalidArgumentError, Option } from 'commander';
+import { ColoError } from '../base/error.ts';
+import type { Role } from '../env/messages.ts';
+import { CONTROL_FLOWS_MAX, EVENTS_KEPT_MAX } from '../limits.ts';
+import { LOG_LEVELS } from '../observe/levels.ts';
+import { parseVmSpec } from '../vm/spec.ts';
+import type { CtlCommand, CtlOptions } from './ctl.ts';
+import type { LabOptions, SimOptions } from './experiments.ts';
+import type { GivenSettings } from './settings.ts';
+import {
+  type PassValue,
+  parseCount,
+  parseMilliseconds,
+  parsePass,
+  parsePath,
+  parsePeerAddress,
+  parsePeerTimeout,
+  parsePortSpec,
+} from './values.ts';
+
+/** What the command line can start. Each returns the exit code. */
+export interface Actions {
+  node(role: Role, flags: GivenSettings, configPath: string | undefined): Promise<number>;
+  ctl(command: CtlCommand, options: CtlOptions): Promise<number>;
+  lab(options: LabOptions): Promise<number>;
+  sim(options: SimOptions): Promise<number>;
+}
+
+/** Standard output and error of the program, and what it ended with. */
+export interface ProgramIo {
+  out(text: string): void;
+  err(text: string): void;
+}
+
+/** Version of the package, as in package.json. */
+export function readVersion(): string {
+  const file = new URL('../../package.json', import.meta.url);
+  return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
+}
+
+/** Builds the parser. `onExit` gets the exit code of the action that ran. */
+export function buildProgram(
+  actions: Actions,
+  io: ProgramIo,
+  onExit: (exitCode: number) => void,
+): Command {
+  const program = new Command('colo-proxy')
+    .description(
+      'Compares what two replicas of a virtual machine answer, and fails over between them',
+    )
+    .version(readVersion(), '-V, --version')
+    .helpCommand(false)
+    .addHelpText('after', HELP_EXAMPLES);
+  program.addCommand(nodeCommand('primary', actions, onExit));
+  program.addCommand(nodeCommand('secondary', actions, onExit));
+  program.addCommand(ctlCommand(actions, onExit));
+  program.addCommand(labCommand(actions, onExit));
+  program.addCommand(simCommand(actions, onExit));
+  for (const command of allCommands(program)) {
+    command.exitOverride().configureOutput({
+      writeOut: (text) => io.out(text),
+      writeErr: (text) => io.err(text),
+      // One line, also where commander adds a suggestion on a second one.
+      outputError: (text, write) => write(`colo-proxy: ${oneLine(text)}\n`),
+    });
+  }
+  return program;
+}
+
+const HELP_EXAMPLES = `
+Examples:
+  colo-proxy lab                               the whole system on this machine, in network namespaces
+  colo-proxy primary   --guest packet:tap0 --net packet:eth0 --peer listen:192.0.2.1:9000 \\
+                       --peer-key /etc/colo-proxy/peer.key --control /run/colo-proxy/primary.sock
+  colo-proxy secondary --guest packet:tap0 --net packet:eth0 --peer connect:192.0.2.1:9000 \\
+                       --peer-key /etc/colo-proxy/peer.key --control /run/colo-proxy/secondary.sock
+  colo-proxy ctl --control /run/colo-proxy/primary.sock status
+
+Exit codes: 0 done, 1 refused by the node, 64 wrong command line, 70 bug, 71 operating system, 78 configuration.`;
+
+const NODE_HELP = `
+PORT is packet:IFNAME (an interface, through a packet socket) or tap:IFNAME (a tap device of our own).
+Flags go before the same keys of the configuration file (the flags' names without the dashes).
+exec:COMMAND finds the request as JSON in COLO_REQUEST and the control socket in COLO_CONTROL.
+SIGTERM leaves cleanly: the primary passes frames until the last moment and says goodbye to its peer.
+
+Make a key for the peer link:
+  (umask 077; head -c 32 /dev/urandom | base64 -w 0 > peer.key)     and copy it to the other node`;
+
+const CTL_HELP = `
+Examples:
+  colo-proxy ctl --control /run/colo-proxy/primary.sock status --json
+  colo-proxy ctl --control /run/colo-proxy/primary.sock checkpoint begin
+  colo-proxy ctl --control /run/colo-proxy/secondary.sock failover`;
+
+function nodeCommand(role: Role, actions: Actions, onExit: (code: number) => void): Command {
+  const isPrimary = role === 'primary';
+  const command = new Command(role).description(
+    isPrimary
+      ? 'Runs the node that serves: compares, releases, holds'
+      : 'Runs the node that stands by: translates sequence numbers, takes over',
+  );
+  command
+    .addOption(option('--guest <port>', "where this node's guest is", parsePortSpec))
+    .addOption(option('--net <port>', 'where the clients are', parsePortSpec))
+    .addOption(
+      option('--peer <address>', 'listen:HOST:PORT or connect:HOST:PORT', parsePeerAddress),
+    )
+    .addOption(
+      option('--peer-key <file>', 'pre-shared key of both nodes, 32 bytes or more', parsePath),
+    )
+    .addOption(option('--peer-ca <file>', 'certificate authority of the peer (PEM)', parsePath))
+    .addOption(option('--peer-cert <file>', "this node's certificate (PEM)", parsePath))
+    .addOption(option('--peer-private-key <file>', 'its private key (PEM)', parsePath))
+    .addOption(new Option('--peer-insecure', 'no authentication, no encryption'))
+    .addOption(
+      option('--peer-timeout <ms>', 'silence after which the peer is lost', parsePeerTimeout),
+    );
+  if (isPrimary) {
+    command
+      .addOption(option('--compare-timeout <ms>', 'wait for the other guest', parseMilliseconds))
+      .addOption(option('--min-run <ms>', 'least time between two checkpoints', parseMilliseconds))
+      .addOption(passOption());
+  }
+  return command
+    .addOption(option('--vm <driver>', 'exec:COMMAND or none: who makes checkpoints', parseVmSpec))
+    .addOption(option('--control <path>', 'Unix socket for colo-proxy ctl (mode 0600)', parsePath))
+    .addOption(option('--config <file>', 'YAML, the same keys as the flags, and limits', parsePath))
+    .addOption(new Option('--log-level <level>', 'how much is logged').choices(LOG_LEVELS))
+    .addOption(new Option('--json', 'log as JSON lines also on a terminal'))
+    .addHelpText('after', NODE_HELP)
+    .action(async (options: NodeFlags) => {
+      onExit(await actions.node(role, toGiven(options), options.config));
+    });
+}
+
+/** The options of `primary` and `secondary` under commander's names. */
+interface NodeFlags
+  extends Omit<GivenSettings, 'limits' | 'peerTimeoutUs' | 'compareTimeoutUs' | 'minRunUs'> {
+  readonly config?: string;
+  readonly peerTimeout?: number;
+  readonly compareTimeout?: number;
+  readonly minRun?: number;
+}
+
+function toGiven({
+  config: _,
+  peerTimeout,
+  compareTimeout,
+  minRun,
+  ...same
+}: NodeFlags): GivenSettings {
+  return {
+    ...same,
+    ...(peerTimeout !== undefined && { peerTimeoutUs: peerTimeout }),
+    ...(compareTimeout !== undefined && { compareTimeoutUs: compareTimeout }),
+    ...(minRun !== undefined && { minRunUs: minRun }),
+  };
+}
+
+function ctlCommand(actions: Actions, onExit: (code: number) => void): Command {
+  const ctl = new Command('ctl')
+    .description('Asks and commands a running node')
+    .addOption(
+      option('--control <path>', "the node's control socket", parsePath)
+        .env('COLO_CONTROL')
+        .makeOptionMandatory(),
+    )
+    .addOption(new Option('--json', 'the answer as JSON'))
+    .helpCommand(false)
+    .addHelpText('after', CTL_HELP);
+  const add = (name: string, text: string, toCommand: (...given: never[]) => CtlCommand): Command =>
+    ctl
+      .command(name)
+      .description(text)
+      .action(async (...given: unknown[]) => {
+        onExit(await actions.ctl(toCommand(...(given as never[])), ctl.opts<CtlOptions>()));
+      });
+  add('status', 'state, counters, ports, peer', () => ({ command: 'status' }));
+  add('flows', 'connections and what they wait for', (options: { count: number }) => ({
+    command: 'flows',
+    count: options.count,
+  })).addOption(countOption(1_000, CONTROL_FLOWS_MAX));
+  add('events', 'what has happened', (options: { count: number; follow?: true }) => ({
+    command: 'events',
+    count: options.count,
+    follow: options.follow === true,
+  }))
+    .addOption(countOption(EVENTS_KEPT_MAX, EVENTS_KEPT_MAX))
+    .addOption(new Option('-f, --follow', 'go on with what happens next'));
+  add(
+    'checkpoint',
+    'both guests are paused; the secondary runs from the copied state; it failed',
+    (step: 'begin' | 'commit' | 'abort', options: { reason?: string }) => ({
+      command: 'checkpoint',
+      step,
+      ...(step === 'abort' && options),
+    }),
+  )
+    .addArgument(new Argument('<step>').choices(['begin', 'commit', 'abort']))
+    .addOption(new Option('--reason <text>', 'why it is aborted'));
+  add('failover', 'the secondary takes over', (options: { force?: true }) => ({
+    command: 'failover',
+    force: options.force === true,
+  })).addOption(new Option('--force', 'although the peer is alive, or nothing was committed'));
+  add('reset', 'back to unprotected; held output is released', (options: { reason?: string }) => ({
+    command: 'reset',
+    ...options,
+  })).addOption(new Option('--reason <text>', 'why'));
+  return ctl;
+}
+
+function labCommand(actions: Actions, onExit: (code: number) => void): Command {
+  return new Command('lab')
+    .description('Builds the whole system on this machine and runs its scenarios')
+    .option('--scenario <name...>', 'only these')
+    .option('--list', 'name the scenarios and end')
+    .option('--keep', 'leave everything up for exploring, and say how to enter it')
+    .option('--json', 'one JSON object at the end, on standard output')
+    .action(async (options: LabOptions) => onExit(await actions.lab(options)));
+}
+
+function simCommand(actions: Actions, onExit: (code: number) => void): Command {
+  const integer = (text: string): number => parseCount(text, 0, Number.MAX_SAFE_INTEGER);
+  return new Command('sim')
+    .description('Simulates the whole system with faults, deterministically; needs no rights')
+    .addOption(option('--seed <n>', 'of the first run', integer).default(1))
+    .addOption(option('--runs <n>', 'runs with following seeds', integer).default(1))
+    .addOption(option('--steps <n>', 'length of one run', integer))
+    .option('--json', 'one JSON object at the end, on standard output')
+    .action(async (options: SimOptions) => onExit(await actions.sim(options)));
+}
+
+function countOption(count: number, max: number): Option {
+  return option('-n, --count <n>', 'at most so many', (text) => parseCount(text, 1, max)).default(
+    count,
+  );
+}
+
+function passOption(): Option {
+  const text = 'do not compare this port (tcp:3389); may be repeated';
+  return new Option('--pass <proto:port>', text).argParser(
+    (given, earlier: readonly PassValue[] | undefined) => [
+      ...(earlier ?? []),
+      argument(parsePass)(given),
+    ],
+  );
+}
+
+function option<T>(flags: string, text: string, parse: (text: string) => T): Option {
+  return new Option(flags, text).argParser(argument(parse));
+}
+
+/** commander names the flag before the text of an InvalidArgumentError. */
+function argument<T>(parse: (text: string) => T): (text: string) => T {
+  return (text) => {
+    try {
+      return parse(text);
+    } catch (error) {
+      if (error instanceof ColoError) throw new InvalidArgumentError(error.message);
+      throw error;
+    }
+  };
+}
+
+function allCommands(command: Command): Command[] {
+  return [command, ...command.commands.flatMap(allCommands)];
+}
+
+function oneLine(text: string): string {
+  return text
+    .replace(/^error: /, '')
+    .trim()
+    .replace(/\s*\n\s*/g, ' ');
+}

@@ -1,0 +1,205 @@
+/**
+ * `colo-proxy primary` and `secondary`: puts a node together from its settings, runs it, and takes it apart.
+ * The only place that catches assertions' consequences: see NodeRunner for the fail-stop itself.
+ *
+ * @module
+ */
+import type { Micros } from '../base/time.ts';
+import { ControlServer } from '../control/server.ts';
+import type { Engine, EngineOutput } from '../env/engine.ts';
+import type { PeerLink } from '../env/link.ts';
+import type { Log } from '../env/log.ts';
+import type { Port } from '../env/port.ts';
+import { ConnectingLink } from '../link/connect.ts';
+import { ListeningLink } from '../link/listen.ts';
+import { type LinkSecurityOptions, loadLinkSecurity } from '../link/security.ts';
+import { EventRing } from '../observe/events.ts';
+import { createLog, type NodeLog } from '../observe/log.ts';
+import { nowUs } from '../os/clock.ts';
+import { openPort } from '../port/open.ts';
+import { PrimaryEngine } from '../proxy/primary.ts';
+import { SecondaryEngine } from '../proxy/secondary.ts';
+import { openVm } from '../vm/open.ts';
+import { readVersion } from './args.ts';
+import { EXIT_INTERNAL } from './exit.ts';
+import { type NodeEnd, NodeRunner } from './node.ts';
+import {
+  type NodeSettings,
+  type PeerSecuritySettings,
+  primaryConfig,
+  secondaryConfig,
+} from './settings.ts';
+
+/**
+ * Runs a node until a signal or a fault ends it.
+ *
+ * @returns the exit code
+ * @throws ColoError when it cannot start
+ */
+export async function runDaemon(settings: NodeSettings): Promise<number> {
+  const log = createLog({
+    level: settings.logLevel,
+    json: settings.json,
+    role: settings.role,
+  });
+  const restore = catchStrays(log);
+  try {
+    const end = await runNode(settings, log);
+    log.info({ exitCode: end.exitCode }, 'Ended');
+    return end.exitCode;
+  } finally {
+    restore();
+    log.flush();
+  }
+}
+
+async function runNode(settings: NodeSettings, log: Log): Promise<NodeEnd> {
+  const ports = await openPorts(settings);
+  let runner: NodeRunner | undefined;
+  let control: ControlServer | undefined;
+  let isStarted = false;
+  try {
+    runner = createRunner(settings, log, ports);
+    control = await startControl(settings, log, runner);
+    const stopSignals = onStopSignals(log, runner);
+    try {
+      await runner.start();
+      isStarted = true;
+      log.info(describe(settings), 'Started');
+      return await runner.ended;
+    } finally {
+      stopSignals();
+    }
+  } finally {
+    await control?.close();
+    if (!isStarted) await (runner?.stop('cannot start') ?? closePorts(ports));
+  }
+}
+
+interface Ports {
+  readonly guest: Port;
+  readonly net: Port;
+}
+
+async function openPorts(settings: NodeSettings): Promise<Ports> {
+  const guest = await openPort(settings.guest);
+  try {
+    return { guest, net: await openPort(settings.net) };
+  } catch (error) {
+    await guest.close();
+    throw error;
+  }
+}
+
+async function closePorts(ports: Ports): Promise<void> {
+  await Promise.allSettled([ports.guest.close(), ports.net.close()]);
+}
+
+function createRunner(settings: NodeSettings, log: Log, ports: Ports): NodeRunner {
+  const version = readVersion();
+  const runner: NodeRunner = new NodeRunner({
+    netPort: ports.net,
+    guestPort: ports.guest,
+    link: createLink(settings, version, () => runner.local),
+    vm: openVm(settings.vm, { log, controlPath: settings.control }),
+    log,
+    events: new EventRing(),
+    nowUs,
+    createEngine: (output, startUs) => createEngine(settings, output, startUs),
+    version,
+  });
+  return runner;
+}
+
+function createEngine(settings: NodeSettings, output: EngineOutput, startUs: Micros): Engine {
+  return settings.role === 'primary'
+    ? new PrimaryEngine(primaryConfig(settings), output, startUs)
+    : new SecondaryEngine(secondaryConfig(settings), output, startUs);
+}
+
+function createLink(
+  settings: NodeSettings,
+  software: string,
+  localNode: () => NodeRunner['local'],
+): PeerLink {
+  const { mode, host, port } = settings.peer;
+  const security = loadLinkSecurity(securityOptions(settings.peerSecurity), settings.role);
+  const timeoutUs = settings.peerTimeoutUs;
+  const options = { host, port, security, localNode, software, timeoutUs, nowUs };
+  return mode === 'listen' ? new ListeningLink(options) : new ConnectingLink(options);
+}
+
+function securityOptions(security: PeerSecuritySettings): LinkSecurityOptions {
+  switch (security.kind) {
+    case 'psk':
+      return { kind: 'key', keyFile: security.keyPath };
+    case 'certificate':
+      return {
+        kind: 'certificate',
+        caFile: security.caPath,
+        certFile: security.certPath,
+        privateKeyFile: security.privateKeyPath,
+      };
+    case 'insecure':
+      return { kind: 'insecure' };
+  }
+}
+
+async function startControl(
+  settings: NodeSettings,
+  log: Log,
+  runner: NodeRunner,
+): Promise<ControlServer | undefined> {
+  if (settings.control === undefined) return undefined;
+  const control = new ControlServer(settings.control, runner, log);
+  await control.start();
+  return control;
+}
+
+/** SIGTERM and SIGINT leave cleanly. A second one changes nothing: leaving is bounded by itself. */
+function onStopSignals(log: Log, runner: NodeRunner): () => void {
+  const onSignal = (signal: NodeJS.Signals): void => {
+    log.info({ signal }, 'Leaving');
+    void runner.stop(`shutting down (${signal})`);
+  };
+  const signals = ['SIGTERM', 'SIGINT'] as const;
+  for (const signal of signals) process.on(signal, onSignal);
+  // A terminal that closes must not end the service.
+  const onHangup = (): void => undefined;
+  process.on('SIGHUP', onHangup);
+  return () => {
+    for (const signal of signals) process.removeListener(signal, onSignal);
+    process.removeListener('SIGHUP', onHangup);
+  };
+}
+
+/**
+ * An exception that nobody caught, in a callback of the shell: a bug as well. Nothing can be said about the
+ * state of the node any more, so it ends at once, without a flush of its ports.
+ */
+function catchStrays(log: NodeLog): () => void {
+  const onStray = (error: unknown): void => {
+    const { message, stack } = error instanceof Error ? error : new Error(String(error));
+    log.error({ error: message, stack }, 'Internal error outside of the engine: ending');
+    log.flush();
+    process.exit(EXIT_INTERNAL);
+  };
+  process.on('uncaughtException', onStray);
+  process.on('unhandledRejection', onStray);
+  return () => {
+    process.removeListener('uncaughtException', onStray);
+    process.removeListener('unhandledRejection', onStray);
+  };
+}
+
+function describe(settings: NodeSettings): Record<string, unknown> {
+  const { guest, net, peer, peerSecurity, vm, control } = settings;
+  return {
+    guest,
+    net,
+    peer: `${peer.mode}:${peer.host}:${peer.port}`,
+    security: peerSecurity.kind,
+    vm: vm.kind,
+    control,
+  };
+}

@@ -1,0 +1,194 @@
+/**
+ * What a node is told to do: the flags of `primary` and `secondary` laid over the configuration file.
+ *
+ * @module
+ */
+import { randomBytes } from 'node:crypto';
+import { ColoError } from '../base/error.ts';
+import type { HashKey } from '../base/hash.ts';
+import type { Micros } from '../base/time.ts';
+import type { Role } from '../env/messages.ts';
+import { PEER_TIMEOUT_US } from '../limits.ts';
+import type { LogLevel } from '../observe/levels.ts';
+import {
+  PRIMARY_DEFAULTS,
+  type PrimaryConfig,
+  SECONDARY_DEFAULTS,
+  type SecondaryConfig,
+} from '../proxy/config.ts';
+import type { VmSpec } from '../vm/spec.ts';
+import type { PassValue, PeerAddress } from './values.ts';
+
+/** Limits of the engines that the configuration file may set; absent = default of limits.ts. */
+export interface LimitSettings {
+  readonly flowsMax?: number;
+  readonly halfOpenFlowsMax?: number;
+  readonly flowHeldBytesMax?: number;
+  readonly heldBytesMax?: number;
+  readonly keptClientBytesMax?: number;
+  readonly retainedBytesMax?: number;
+  readonly checkpointRequestTimeoutUs?: Micros;
+  readonly checkpointRequestTries?: number;
+  readonly checkpointCommitTimeoutUs?: Micros;
+}
+
+/** Everything that may be given, by flag or by file. Absent means: not given there. */
+export interface GivenSettings {
+  readonly guest?: string;
+  readonly net?: string;
+  readonly peer?: PeerAddress;
+  readonly peerKey?: string;
+  readonly peerCa?: string;
+  readonly peerCert?: string;
+  readonly peerPrivateKey?: string;
+  readonly peerInsecure?: boolean;
+  readonly peerTimeoutUs?: Micros;
+  readonly compareTimeoutUs?: Micros;
+  readonly minRunUs?: Micros;
+  readonly pass?: readonly PassValue[];
+  readonly vm?: VmSpec;
+  readonly control?: string;
+  readonly logLevel?: LogLevel;
+  readonly json?: boolean;
+  readonly limits?: LimitSettings;
+}
+
+/** How the two nodes know each other. */
+export type PeerSecuritySettings =
+  | { readonly kind: 'psk'; readonly keyPath: string }
+  | {
+      readonly kind: 'certificate';
+      readonly caPath: string;
+      readonly certPath: string;
+      readonly privateKeyPath: string;
+    }
+  | { readonly kind: 'insecure' };
+
+/** Complete settings of a node. */
+export interface NodeSettings {
+  readonly role: Role;
+  readonly guest: string;
+  readonly net: string;
+  readonly peer: PeerAddress;
+  readonly peerSecurity: PeerSecuritySettings;
+  readonly peerTimeoutUs: Micros;
+  readonly vm: VmSpec;
+  readonly control: string | undefined;
+  readonly logLevel: LogLevel;
+  readonly json: boolean;
+  readonly engine: GivenSettings & { readonly hashKey: HashKey };
+}
+
+/**
+ * Lays the flags over the file and fills in the defaults.
+ *
+ * @param file undefined when no `--config` was given
+ * @throws ColoError `COLO_ERR_USAGE`, or `COLO_ERR_CONFIG` when there is a file, for what is missing or contradictory
+ */
+export function resolveSettings(
+  role: Role,
+  flags: GivenSettings,
+  file: GivenSettings | undefined,
+): NodeSettings {
+  const code = file === undefined ? 'COLO_ERR_USAGE' : 'COLO_ERR_CONFIG';
+  const given: GivenSettings = { ...file, ...withoutSecurity(file, flags), ...flags };
+  const { guest, net, peer } = given;
+  if (guest === undefined) throw missing(code, '--guest PORT', file);
+  if (net === undefined) throw missing(code, '--net PORT', file);
+  if (peer === undefined) throw missing(code, '--peer listen:HOST:PORT | connect:HOST:PORT', file);
+  if (guest === net) {
+    throw new ColoError(code, `The guest and the network cannot be the same port: ${guest}`);
+  }
+  return {
+    role,
+    guest,
+    net,
+    peer,
+    peerSecurity: resolveSecurity(given, code),
+    peerTimeoutUs: given.peerTimeoutUs ?? PEER_TIMEOUT_US,
+    vm: given.vm ?? { kind: 'none' },
+    control: given.control,
+    logLevel: given.logLevel ?? 'info',
+    json: given.json ?? !process.stderr.isTTY,
+    engine: { ...given, hashKey: randomHashKey() },
+  };
+}
+
+/** The settings of the primary's engine. */
+export function primaryConfig({ engine }: NodeSettings): PrimaryConfig {
+  return {
+    ...PRIMARY_DEFAULTS,
+    ...pick(engine.limits, PRIMARY_DEFAULTS),
+    ...pick(
+      { compareTimeoutUs: engine.compareTimeoutUs, minRunUs: engine.minRunUs },
+      PRIMARY_DEFAULTS,
+    ),
+    passList: engine.pass ?? PRIMARY_DEFAULTS.passList,
+    hashKey: engine.hashKey,
+  };
+}
+
+/** The settings of the secondary's engine. */
+export function secondaryConfig({ engine }: NodeSettings): SecondaryConfig {
+  return {
+    ...SECONDARY_DEFAULTS,
+    ...pick(engine.limits, SECONDARY_DEFAULTS),
+    hashKey: engine.hashKey,
+  };
+}
+
+/** The given values that `defaults` knows: one file may serve both nodes. */
+function pick<T extends object>(given: object | undefined, defaults: T): Partial<T> {
+  const known = Object.entries(given ?? {}).filter(([k, v]) => k in defaults && v !== undefined);
+  return Object.fromEntries(known) as Partial<T>;
+}
+
+/** A way of authentication given by flags replaces the file's whole, rather than contradict it. */
+function withoutSecurity(file: GivenSettings | undefined, flags: GivenSettings): GivenSettings {
+  const names = ['peerKey', 'peerCa', 'peerCert', 'peerPrivateKey', 'peerInsecure'] as const;
+  if (file === undefined || names.every((name) => flags[name] === undefined)) return {};
+  return Object.fromEntries(names.map((name) => [name, undefined]));
+}
+
+function resolveSecurity(given: GivenSettings, code: string): PeerSecuritySettings {
+  const { peerKey, peerCa, peerCert, peerPrivateKey } = given;
+  const certificates = [peerCa, peerCert, peerPrivateKey].filter((path) => path !== undefined);
+  const ways =
+    Number(peerKey !== undefined) +
+    Number(certificates.length > 0) +
+    Number(given.peerInsecure === true);
+  if (ways > 1) {
+    const text =
+      'Give one of --peer-key, the three of --peer-ca --peer-cert --peer-private-key, or --peer-insecure';
+    throw new ColoError(code, text);
+  }
+  if (peerKey !== undefined) return { kind: 'psk', keyPath: peerKey };
+  if (given.peerInsecure === true) return { kind: 'insecure' };
+  if (peerCa !== undefined && peerCert !== undefined && peerPrivateKey !== undefined) {
+    return {
+      kind: 'certificate',
+      caPath: peerCa,
+      certPath: peerCert,
+      privateKeyPath: peerPrivateKey,
+    };
+  }
+  if (certificates.length > 0) {
+    throw new ColoError(
+      code,
+      'Certificates need all of --peer-ca, --peer-cert and --peer-private-key',
+    );
+  }
+  const text =
+    'The peer link needs --peer-key FILE, or certificates; --peer-insecure leaves it open to everybody who can reach it';
+  throw new ColoError(code, text);
+}
+
+function missing(code: string, flag: string, file: GivenSettings | undefined): ColoError {
+  const where = file === undefined ? '' : ', and the configuration file does not have it either';
+  return new ColoError(code, `Missing ${flag}${where}`);
+}
+
+function randomHashKey(): HashKey {
+  const bytes = randomBytes(8);
+  return { low: bytes.readInt32LE(0), high: bytes.readInt32LE(4) };
+}
