@@ -226,7 +226,10 @@ export function decodeNetlinkError(message: NetlinkMessage): NetlinkErrorAnswer 
 export interface NetlinkStreamChunk {
   /** Whole messages; each has its own memory. */
   readonly messages: readonly NetlinkMessage[];
-  /** The stream is broken for good: the length field of this header is impossible. */
+  /**
+   * The stream is broken for good: the length field of this header is impossible. `length` is that of the
+   * header (16) when it said too much, and what it said when that is less.
+   */
   readonly broken: NetlinkMessage | undefined;
 }
 
@@ -258,7 +261,7 @@ export class NetlinkStreamDecoder {
       const header = readNetlinkHeader(bytes, offset);
       if (header === undefined) break;
       if (header.length < NLMSG_HDR_BYTES || header.length > this.#messageBytesMax) {
-        this.#broken = { ...header, length: Math.min(header.length, bytes.length - offset) };
+        this.#broken = { ...header, length: Math.min(header.length, NLMSG_HDR_BYTES) };
         break;
       }
       const padded = netlinkAlign(header.length);

@@ -1,10 +1,10 @@
 import { execFileSync } from 'node:child_process';
 import { expect, test } from 'vitest';
 import {
-  findNetlinkInode,
   type NetlinkSender,
   NetlinkSocket,
-  netlinkSocketInode,
+  netlinkSocketInodes,
+  parseNetlinkInodes,
 } from './netlink.ts';
 
 interface Received {
@@ -90,25 +90,26 @@ test('send() to a port without a socket says ECONNREFUSED, and to a full one EAG
   }
 });
 
-test('netlinkSocketInode() tells two sockets of one port id apart', () => {
+test('netlinkSocketInodes() tells two sockets of one port id apart', () => {
+  const inodeOf = (portId: number) => netlinkSocketInodes()?.get(portId);
   const first = new NetlinkSocket(0, 64);
   const portId = first.portId;
-  const inode = netlinkSocketInode(portId);
+  const inode = inodeOf(portId);
   expect(inode).toBeGreaterThan(0);
   first.close();
-  expect(netlinkSocketInode(portId)).toBe(0);
+  expect(inodeOf(portId)).toBeUndefined();
   const second = new NetlinkSocket(portId, 64);
   try {
     expect(second.portId).toBe(portId);
-    expect(netlinkSocketInode(portId)).toBeGreaterThan(0);
-    expect(netlinkSocketInode(portId)).not.toBe(inode);
+    expect(inodeOf(portId)).toBeGreaterThan(0);
+    expect(inodeOf(portId)).not.toBe(inode);
     expect(() => new NetlinkSocket(portId, 64)).toThrow(/EADDRINUSE/);
   } finally {
     second.close();
   }
 });
 
-test('findNetlinkInode() reads what the kernel prints', () => {
+test('parseNetlinkInodes() reads what the kernel prints', () => {
   const text = [
     'sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode',
     '00000000df18091f 0   1234       00000000 0        0        0     2        0        4       ',
@@ -117,10 +118,12 @@ test('findNetlinkInode() reads what the kernel prints', () => {
     'garbage 2 77',
     '',
   ].join('\n');
-  expect(findNetlinkInode(text, 1234)).toBe(9401);
-  expect(findNetlinkInode(text, 0xffff_ffff)).toBe(9403);
-  expect(findNetlinkInode(text, 77)).toBe(0);
-  expect(findNetlinkInode(text, 4711)).toBe(0);
+  expect(parseNetlinkInodes(text)).toEqual(
+    new Map([
+      [1234, 9401],
+      [0xffff_ffff, 9403],
+    ]),
+  );
 });
 
 test.runIf(process.geteuid?.() === 0)('credentials are those of the sending process', async () => {

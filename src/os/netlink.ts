@@ -4,7 +4,7 @@
  * Measured on Linux 6.18: unicast works in both directions between unprivileged processes of one network namespace
  * (only multicast needs a capability), so the receiver has to look at the sender's credentials itself; they
  * come with every datagram, written by the kernel (SO_PASSCRED). A datagram to a port without a socket fails with ECONNREFUSED.
- * There is no NETLINK_URELEASE for programs: `netlinkSocketInode` tells whether a port's socket is still the same.
+ * There is no NETLINK_URELEASE for programs: `netlinkSocketInodes` tells whether a port's socket is still the same.
  *
  * @module
  */
@@ -199,27 +199,27 @@ function sockaddr(portId: number): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * The inode of the NETLINK_USERSOCK that has `portId` in this network namespace: the identity of a socket, which a
- * later one with the same port id does not share. 0: there is none. Undefined: /proc/net/netlink cannot be read.
+ * The inodes of all NETLINK_USERSOCKs of this network namespace by port id. An inode is the identity of a
+ * socket, which a later one with the same port id does not share. Undefined: /proc/net/netlink cannot be read.
  */
-export function netlinkSocketInode(portId: number): number | undefined {
-  let text: string;
+export function netlinkSocketInodes(): Map<number, number> | undefined {
   try {
-    text = readFileSync('/proc/net/netlink', 'latin1');
+    return parseNetlinkInodes(readFileSync('/proc/net/netlink', 'latin1'));
   } catch {
     return undefined;
   }
-  return findNetlinkInode(text, portId);
 }
 
-/** `netlinkSocketInode` on the text of /proc/net/netlink (net/netlink/af_netlink.c, netlink_native_seq_show). */
-export function findNetlinkInode(text: string, portId: number): number {
+/** `netlinkSocketInodes` on the text of /proc/net/netlink (net/netlink/af_netlink.c, netlink_native_seq_show). */
+export function parseNetlinkInodes(text: string): Map<number, number> {
+  const inodes = new Map<number, number>();
   for (const line of text.split('\n')) {
     // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
     const columns = line.trim().split(/\s+/);
-    if (columns[1] !== `${NETLINK_USERSOCK}` || columns[2] !== `${portId}`) continue;
+    if (columns[1] !== `${NETLINK_USERSOCK}` || columns[9] === undefined) continue;
+    const portId = Number(columns[2]);
     const inode = Number(columns[9]);
-    if (Number.isSafeInteger(inode)) return inode;
+    if (Number.isSafeInteger(portId) && Number.isSafeInteger(inode)) inodes.set(portId, inode);
   }
-  return 0;
+  return inodes;
 }
