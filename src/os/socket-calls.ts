@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_RAW, SOL_SOCKET } from './constants.ts';
+import { SOCK_CLOEXEC, SOCK_NONBLOCK } from './constants.ts';
 import * as libc from './libc.ts';
 
 export const AF_INET = 2;
@@ -24,6 +24,8 @@ export const IPPROTO_RAW = 255;
 export const SO_REUSEADDR = 2;
 export const IPV6_V6ONLY = 26;
 export const TCP_NODELAY = 1;
+/** Unsent bytes above which a socket is not writable. */
+export const TCP_NOTSENT_LOWAT = 25;
 
 export const MSG_PEEK = 2;
 export const MSG_DONTWAIT = 0x40;

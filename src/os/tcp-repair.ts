@@ -148,9 +148,13 @@ export function repairOn(fd: number): void {
   checkCall('setsockopt TCP_REPAIR', setIntOption(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_ON));
 }
 
-/** Ends repair mode; sends nothing. */
+/**
+ * Ends repair mode; sends nothing. The kernel leaves the socket without SO_REUSEADDR then, and it would keep a listener from its
+ * port: it is set again.
+ */
 export function repairOff(fd: number): void {
   checkCall('setsockopt TCP_REPAIR', setIntOption(fd, IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_NO_WP));
+  checkCall('SO_REUSEADDR', setIntOption(fd, SOL_SOCKET, SO_REUSEADDR, 1));
 }
 
 /** Makes a connection vanish from this machine without a packet. Its peer is told nothing. */
@@ -218,7 +222,6 @@ export function restoreConnection(image: TcpConnectionImage): number {
 
 function fillConnection(fd: number, image: TcpConnectionImage): void {
   repairOn(fd);
-  checkCall('SO_REUSEADDR', setIntOption(fd, SOL_SOCKET, SO_REUSEADDR, 1));
   setQueueSeq(fd, RECV_QUEUE, image.receiveSeq - image.receiveQueue.length);
   setQueueSeq(fd, SEND_QUEUE, image.sendSeq - image.sendQueue.length);
   checkCall('bind', bindSocket(fd, image.local));
