@@ -10,28 +10,24 @@
  * @module
  */
 import type { FrameBuffer } from '../env/frame.ts';
-import {
-  ARP_REPLY,
-  ARP_REQUEST,
-  NEIGHBOUR_FRAME_BYTES_MAX,
-  writeGratuitousArp,
-  writeUnsolicitedAdvertisement,
-} from '../rewrite/neighbour-frames.ts';
+import { ARP_REPLY, ARP_REQUEST, emitArpFrame } from '../wire/arp.ts';
+import { MAC_BROADCAST } from '../wire/ethernet.ts';
 import type { FrameInfo } from '../wire/frame.ts';
+import { emitUnsolicitedAdvertisement } from '../wire/icmpv6.ts';
 import type { FramePool } from './frame-pool.ts';
 
 /** Addresses remembered; further ones are not announced (a guest with more is rare, and they age in its neighbours). */
 const GUEST_ADDRESSES_MAX = 256;
 /** More likely addresses than this in a VLAN: the guest routes for others. A host has a link-local and a few more. */
 const LIKELY_ADDRESSES_MAX = 8;
+/** Longest ARP or neighbour discovery frame: Ethernet, two tags, IPv6, advertisement with one option. */
+export const ANNOUNCEMENT_BYTES_MAX = 14 + 8 + 40 + 32;
 
 interface GuestAddress {
   readonly ipVersion: number;
   readonly vlan: number;
   readonly ip: Uint8Array;
   readonly mac: Uint8Array;
-  /** VLAN tags as the guest writes them, priority bits cleared. */
-  readonly tags: Uint8Array;
   readonly certain: boolean;
 }
 
@@ -55,14 +51,6 @@ export function isHostAddress(ipVersion: number, bytes: Uint8Array, offset: numb
   if (first === 0xff) return false;
   for (let i = 0; i < 15; i++) if (bytes[offset + i] !== 0) return true;
   return bytes[offset + 15]! > 1;
-}
-
-/** The frame's VLAN tags, without priority: 0, 4 or 8 bytes in fresh memory. */
-export function copyTags(info: FrameInfo): Uint8Array {
-  const start = info.frameOffset + 12;
-  const tags = info.bytes.slice(start, start + 4 * info.vlanTags);
-  for (let i = 2; i < tags.length; i += 4) tags[i]! &= 0x0f;
-  return tags;
 }
 
 export class GuestAddresses {
@@ -145,14 +133,13 @@ export class GuestAddresses {
       vlan: info.vlan,
       ip: bytes.slice(ipOffset, ipOffset + (ipVersion === 4 ? 4 : 16)),
       mac: bytes.slice(macOffset, macOffset + 6),
-      tags: copyTags(info),
       certain,
     });
   }
 
   /**
-   * Emits the announcements of all addresses: for IPv4 both forms of gratuitous ARP, for IPv6 an unsolicited neighbour
-   * advertisement with the override flag. Returns how many frames.
+   * Emits the announcements of all addresses. For IPv4 both forms of gratuitous ARP (RFC 5944 §4.6), since some stacks heed
+   * only the request and some only the reply; for IPv6 an unsolicited neighbour advertisement that overrides. Returns how many frames.
    *
    * @param isNeighbour has a neighbour this address, as far as is known?
    */
@@ -172,8 +159,8 @@ export class GuestAddresses {
       const many = (likely.get(`${ipVersion}.${vlan}`) ?? 0) > LIKELY_ADDRESSES_MAX;
       if (!certain && (many || isNeighbour(key))) continue;
       for (let form = 0; form < (ipVersion === 4 ? 2 : 1); form++) {
-        const frame = pool.acquire(NEIGHBOUR_FRAME_BYTES_MAX);
-        frame.length = this.#write(frame, address, form);
+        const frame = pool.acquire(ANNOUNCEMENT_BYTES_MAX);
+        frame.length = this.#write(frame.buffer, frame.offset, address, form);
         emit(frame.buffer, frame.offset, frame.length);
         pool.release(frame);
         frames++;
@@ -182,16 +169,21 @@ export class GuestAddresses {
     return frames;
   }
 
-  #write(
-    target: { readonly buffer: FrameBuffer; readonly offset: number },
-    address: GuestAddress,
-    form: number,
-  ): number {
-    const { tags, mac, ip } = address;
-    if (address.ipVersion === 6) {
-      return writeUnsolicitedAdvertisement(target, tags, mac, ip, this.#isRouter);
+  #write(buffer: FrameBuffer, offset: number, address: GuestAddress, form: number): number {
+    const { ipVersion, mac, ip, vlan } = address;
+    if (ipVersion === 6) {
+      return emitUnsolicitedAdvertisement(buffer, offset, mac, ip, this.#isRouter, vlan);
     }
-    return writeGratuitousArp(target, tags, form === 0 ? ARP_REQUEST : ARP_REPLY, mac, ip);
+    const isRequest = form === 0;
+    return emitArpFrame(buffer, offset, {
+      operation: isRequest ? ARP_REQUEST : ARP_REPLY,
+      senderMac: mac,
+      senderIp: ip,
+      ...(isRequest ? {} : { targetMac: mac }),
+      targetIp: ip,
+      dstMac: MAC_BROADCAST,
+      vlan,
+    });
   }
 }
 

@@ -15,24 +15,40 @@
 import type { FrameBuffer } from '../env/frame.ts';
 import { NEIGHBOURS_MAX } from '../limits.ts';
 import {
+  ARP_OPERATION,
+  ARP_REPLY,
   ARP_REQUEST,
-  ArpFields,
-  ICMPV6_NEIGHBOUR_ADVERTISEMENT,
-  ICMPV6_NEIGHBOUR_SOLICITATION,
-  ICMPV6_ROUTER_ADVERTISEMENT,
-  NA_OVERRIDE,
-  NA_ROUTER,
-  NA_SOLICITED,
-  NEIGHBOUR_FRAME_BYTES_MAX,
-  NeighbourFields,
-  readArp,
-  readNeighbourDiscovery,
-  writeArpReply,
-  writeNeighbourAdvertisement,
-} from '../rewrite/neighbour-frames.ts';
+  ARP_SENDER_IP,
+  ARP_SENDER_MAC,
+  ARP_TARGET_IP,
+  emitArpFrame,
+  isArp,
+} from '../wire/arp.ts';
+import { ETHER_TYPE_ARP } from '../wire/ethernet.ts';
 import type { FrameInfo } from '../wire/frame.ts';
+import {
+  emitNeighbourFrame,
+  findNeighbourMac,
+  isNeighbourMessage,
+  ND_FLAG_OVERRIDE,
+  ND_FLAG_ROUTER,
+  ND_FLAG_SOLICITED,
+  ND_FLAGS,
+  ND_NEIGHBOUR_ADVERTISEMENT,
+  ND_OPTION_SOURCE_MAC,
+  ND_OPTION_TARGET_MAC,
+  ND_ROUTER_ADVERTISEMENT,
+  ND_TARGET,
+} from '../wire/icmpv6.ts';
+import { IP_PROTOCOL_ICMPV6 } from '../wire/ipv4.ts';
+import { IPV6_HOP_LIMIT } from '../wire/ipv6.ts';
 import type { FramePool } from './frame-pool.ts';
-import { addressKey, copyTags, type GuestAddresses, isHostAddress } from './guest-addresses.ts';
+import {
+  ANNOUNCEMENT_BYTES_MAX,
+  addressKey,
+  type GuestAddresses,
+  isHostAddress,
+} from './guest-addresses.ts';
 
 /** Questions without an answer yet. At the limit the oldest is forgotten; the guest asks again. */
 const QUESTIONS_MAX = 64;
@@ -51,7 +67,7 @@ interface Neighbour {
 
 interface Question {
   readonly ipVersion: number;
-  readonly tags: Uint8Array;
+  readonly vlan: number;
   readonly target: Uint8Array;
   readonly askerMac: Uint8Array;
   readonly askerIp: Uint8Array;
@@ -66,8 +82,6 @@ export class Neighbours {
   readonly #suggested = new Map<string, Neighbour>();
   readonly #questions = new Map<string, Question>();
   readonly #recent = new Uint32Array(RECENT_ENTRIES * RECENT_WORDS);
-  readonly #arp = new ArpFields();
-  readonly #discovery = new NeighbourFields();
   #answered = 0;
 
   constructor(
@@ -101,26 +115,33 @@ export class Neighbours {
   onClientFrame(info: FrameInfo): void {
     if (info.ipVersion !== 0) {
       this.#onClientIp(info);
-      if (readNeighbourDiscovery(info, this.#discovery)) this.#onClientDiscovery(info);
+      if (info.protocol === IP_PROTOCOL_ICMPV6) this.#onClientDiscovery(info);
       return;
     }
-    const arp = this.#arp;
-    if (!readArp(info, arp)) return;
-    this.#state(info, 4, arp.senderIpOffset, arp.senderMacOffset, 'unknown');
+    if (!isArpFrame(info)) return;
+    const arp = info.l3Offset;
+    this.#state(info, 4, arp + ARP_SENDER_IP, arp + ARP_SENDER_MAC, 'unknown');
     // A unicast request or a reply is addressed to the guest: whose is the target address.
     const isToOne = (info.bytes[info.frameOffset]! & 1) === 0;
-    if (isToOne) this.#guest.learn(info, 4, arp.targetIpOffset, info.frameOffset, true);
+    if (isToOne) this.#guest.learn(info, 4, arp + ARP_TARGET_IP, info.frameOffset, true);
   }
 
   #onClientDiscovery(info: FrameInfo): void {
-    const { type, flags, targetOffset, linkAddressOffset } = this.#discovery;
-    const isAdvertisement = type === ICMPV6_NEIGHBOUR_ADVERTISEMENT;
-    if (linkAddressOffset === 0) return;
-    let isRouter: RouterState = 'unknown';
-    if (isAdvertisement) isRouter = (flags & NA_ROUTER) === 0 ? 'host' : 'router';
-    else if (type === ICMPV6_ROUTER_ADVERTISEMENT) isRouter = 'router';
-    const about = isAdvertisement ? targetOffset : info.srcAddressOffset;
-    this.#state(info, 6, about, linkAddressOffset, isRouter);
+    if (isRouterAdvertisement(info)) {
+      this.#state(info, 6, info.srcAddressOffset, info.frameOffset + 6, 'router');
+      return;
+    }
+    if (!isNeighbourMessage(info)) return;
+    if (info.icmpType === ND_NEIGHBOUR_ADVERTISEMENT) {
+      const mac = findNeighbourMac(info, ND_OPTION_TARGET_MAC);
+      const isRouter = (info.bytes[info.l4Offset + ND_FLAGS]! & ND_FLAG_ROUTER) !== 0;
+      // RFC 4861 §4.4: the option may be left out of an answer to a unicast question; the frame has the address.
+      const at = mac < 0 ? info.frameOffset + 6 : mac;
+      this.#state(info, 6, info.l4Offset + ND_TARGET, at, isRouter ? 'router' : 'host');
+      return;
+    }
+    const mac = findNeighbourMac(info, ND_OPTION_SOURCE_MAC);
+    if (mac >= 0) this.#state(info, 6, info.srcAddressOffset, mac, 'unknown');
   }
 
   /** ARP or neighbour discovery states who has an address. */
@@ -198,46 +219,45 @@ export class Neighbours {
    * question, answers it or keeps it in mind.
    */
   onGuestFrame(info: FrameInfo): void {
-    if (info.ipVersion === 0) this.#onGuestArp(info);
-    else if (readNeighbourDiscovery(info, this.#discovery)) this.#onGuestDiscovery(info);
+    if (isArpFrame(info)) this.#onGuestArp(info);
+    else if (isNeighbourMessage(info)) this.#onGuestDiscovery(info);
   }
 
   #onGuestArp(info: FrameInfo): void {
-    const arp = this.#arp;
-    if (!readArp(info, arp)) return;
-    const { bytes } = info;
+    const { bytes, l3Offset: arp, vlan } = info;
+    const sender = arp + ARP_SENDER_IP;
+    const target = arp + ARP_TARGET_IP;
     // RFC 5227 §2.1.1: a probe's sender address is all zero, and isHostAddress refuses it.
-    if (!isHostAddress(4, bytes, arp.senderIpOffset)) return;
-    this.#guest.learn(info, 4, arp.senderIpOffset, arp.senderMacOffset, true);
-    if (arp.operation !== ARP_REQUEST) return;
-    this.#ask(addressKey(4, info.vlan, bytes, arp.targetIpOffset), {
+    if (!isHostAddress(4, bytes, sender)) return;
+    this.#guest.learn(info, 4, sender, arp + ARP_SENDER_MAC, true);
+    if (info.view.getUint16(arp + ARP_OPERATION) !== ARP_REQUEST) return;
+    this.#ask(addressKey(4, vlan, bytes, target), {
       ipVersion: 4,
-      tags: copyTags(info),
-      target: bytes.slice(arp.targetIpOffset, arp.targetIpOffset + 4),
-      askerMac: bytes.slice(arp.senderMacOffset, arp.senderMacOffset + 6),
-      askerIp: bytes.slice(arp.senderIpOffset, arp.senderIpOffset + 4),
+      vlan,
+      target: bytes.slice(target, target + 4),
+      askerMac: bytes.slice(arp + ARP_SENDER_MAC, arp + ARP_SENDER_MAC + 6),
+      askerIp: bytes.slice(sender, sender + 4),
     });
   }
 
   #onGuestDiscovery(info: FrameInfo): void {
-    const { bytes } = info;
-    const { type, flags, targetOffset } = this.#discovery;
-    const macOffset = info.frameOffset + 6;
-    if (type === ICMPV6_NEIGHBOUR_ADVERTISEMENT) {
-      this.#guest.learn(info, 6, targetOffset, macOffset, true);
-      this.#guest.isRouter = (flags & NA_ROUTER) !== 0;
+    const { bytes, srcAddressOffset: src, vlan } = info;
+    const target = info.l4Offset + ND_TARGET;
+    const mac = info.frameOffset + 6;
+    if (info.icmpType === ND_NEIGHBOUR_ADVERTISEMENT) {
+      this.#guest.learn(info, 6, target, mac, true);
+      this.#guest.isRouter = (bytes[info.l4Offset + ND_FLAGS]! & ND_FLAG_ROUTER) !== 0;
       return;
     }
     // RFC 4862 §5.4.2: duplicate address detection asks from the unspecified address.
-    if (!isHostAddress(6, bytes, info.srcAddressOffset)) return;
-    this.#guest.learn(info, 6, info.srcAddressOffset, macOffset, true);
-    if (type !== ICMPV6_NEIGHBOUR_SOLICITATION) return;
-    this.#ask(addressKey(6, info.vlan, bytes, targetOffset), {
+    if (!isHostAddress(6, bytes, src)) return;
+    this.#guest.learn(info, 6, src, mac, true);
+    this.#ask(addressKey(6, vlan, bytes, target), {
       ipVersion: 6,
-      tags: copyTags(info),
-      target: bytes.slice(targetOffset, targetOffset + 16),
-      askerMac: bytes.slice(macOffset, macOffset + 6),
-      askerIp: bytes.slice(info.srcAddressOffset, info.srcAddressOffset + 16),
+      vlan,
+      target: bytes.slice(target, target + 16),
+      askerMac: bytes.slice(mac, mac + 6),
+      askerIp: bytes.slice(src, src + 16),
     });
   }
 
@@ -268,29 +288,53 @@ export class Neighbours {
   }
 
   #answer(question: Question, neighbour: Neighbour): void {
-    const { tags, target, askerMac, askerIp } = question;
-    const frame = this.#pool.acquire(NEIGHBOUR_FRAME_BYTES_MAX);
+    const { vlan, target, askerMac, askerIp } = question;
+    const { mac } = neighbour;
+    const frame = this.#pool.acquire(ANNOUNCEMENT_BYTES_MAX);
     if (question.ipVersion === 4) {
-      frame.length = writeArpReply(frame, tags, neighbour.mac, target, askerMac, askerIp);
+      frame.length = emitArpFrame(frame.buffer, frame.offset, {
+        operation: ARP_REPLY,
+        senderMac: mac,
+        senderIp: target,
+        targetMac: askerMac,
+        targetIp: askerIp,
+        vlan,
+      });
     } else {
       // RFC 4861 §7.2.5: a router that loses the flag is struck from the default routers, so without knowing better
       // it is set; on a host it has no effect.
-      const router = neighbour.isRouter === 'host' ? 0 : NA_ROUTER;
-      const flags = NA_SOLICITED | NA_OVERRIDE | router;
-      frame.length = writeNeighbourAdvertisement(
-        frame,
-        tags,
-        neighbour.mac,
+      const router = neighbour.isRouter === 'host' ? 0 : ND_FLAG_ROUTER;
+      frame.length = emitNeighbourFrame(frame.buffer, frame.offset, {
+        type: ND_NEIGHBOUR_ADVERTISEMENT,
+        srcMac: mac,
+        dstMac: askerMac,
+        src: target,
+        dst: askerIp,
         target,
-        askerMac,
-        askerIp,
-        flags,
-      );
+        flags: ND_FLAG_SOLICITED | ND_FLAG_OVERRIDE | router,
+        vlan,
+      });
     }
     this.#sendToGuest(frame.buffer, frame.offset, frame.length);
     this.#pool.release(frame);
     this.#answered++;
   }
+}
+
+/** Is the frame ARP for IPv4, whole? */
+function isArpFrame(info: FrameInfo): boolean {
+  if (info.etherType !== ETHER_TYPE_ARP) return false;
+  return isArp(info.view, info.l3Offset, info.frameOffset + info.frameBytes);
+}
+
+/** A router advertisement from the link itself (RFC 4861 §6.1.2). */
+function isRouterAdvertisement(info: FrameInfo): boolean {
+  return (
+    info.icmpType === ND_ROUTER_ADVERTISEMENT &&
+    info.ipVersion === 6 &&
+    !info.isFragment &&
+    info.bytes[info.l3Offset + IPV6_HOP_LIMIT] === 255
+  );
 }
 
 /** Enters as the newest; each of the two maps may hold half of NEIGHBOURS_MAX, the oldest gives way. */

@@ -16,6 +16,7 @@
  * @module
  */
 import type { FrameInfo } from '../wire/frame.ts';
+import { IP_PROTOCOL_TCP } from '../wire/ipv4.ts';
 import { seqAdd } from '../wire/seq.ts';
 import {
   TCP_ACK,
@@ -36,12 +37,7 @@ import {
   TCP_OPTION_TIMESTAMPS,
 } from '../wire/tcp-options.ts';
 import { applyChecksumDelta, delta32 } from './checksum-delta.ts';
-import {
-  assertTcpHeader,
-  IP_PROTOCOL_TCP,
-  SACK_BLOCK_BYTES,
-  updateTcpChecksum,
-} from './tcp-frame.ts';
+import { assertTcpHeader, SACK_BLOCK_BYTES, updateTcpChecksum } from './tcp-frame.ts';
 
 const TIMESTAMPS_OPTION_BYTES = 10;
 

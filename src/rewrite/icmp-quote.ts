@@ -12,23 +12,24 @@
  */
 import { IPV6_EXTENSION_HEADERS_MAX } from '../limits.ts';
 import type { FrameInfo } from '../wire/frame.ts';
+import { isIcmpError } from '../wire/icmpv4.ts';
+import { ICMPV6_INFORMATIONAL_MIN } from '../wire/icmpv6.ts';
+import { IP_PROTOCOL_ICMP, IP_PROTOCOL_ICMPV6, IP_PROTOCOL_TCP } from '../wire/ipv4.ts';
+import {
+  IPV6_EXT_DESTINATION,
+  IPV6_EXT_FRAGMENT,
+  IPV6_EXT_HOP_BY_HOP,
+  IPV6_EXT_ROUTING,
+} from '../wire/ipv6.ts';
 import { TCP_ACK_NUMBER, TCP_SEQ } from '../wire/tcp.ts';
 import { shiftQuotedField } from './adjust.ts';
 import { applyChecksumDelta } from './checksum-delta.ts';
-import { IP_PROTOCOL_TCP } from './tcp-frame.ts';
 
-const IP_PROTOCOL_ICMP = 1;
-const IP_PROTOCOL_ICMPV6 = 58;
 const ICMP_HEADER_BYTES = 8;
 /** Offset of the checksum in ICMP and ICMPv6. */
 const ICMP_CHECKSUM = 2;
 /** RFC 792: as much of the quoted transport header as every error has (ports and sequence number). */
 const QUOTE_BYTES_MIN = 8;
-
-/** ICMP types that quote a packet: unreachable, source quench, redirect, time exceeded, parameter problem. */
-function isIcmpError(type: number): boolean {
-  return type === 3 || type === 4 || type === 5 || type === 11 || type === 12;
-}
 
 /**
  * Looks into an ICMP or ICMPv6 error for a quoted TCP segment and describes that segment in `quote`: addresses,
@@ -43,8 +44,8 @@ export function dissectQuote(info: FrameInfo, quote: FrameInfo): boolean {
   if (info.ipVersion === 4) {
     if (info.protocol !== IP_PROTOCOL_ICMP || !isIcmpError(info.icmpType)) return false;
   } else if (info.ipVersion === 6) {
-    // RFC 4443 §2.1: error messages are those with the high bit of the type clear.
-    if (info.protocol !== IP_PROTOCOL_ICMPV6 || info.icmpType >= 128) return false;
+    if (info.protocol !== IP_PROTOCOL_ICMPV6 || info.icmpType >= ICMPV6_INFORMATIONAL_MIN)
+      return false;
   } else {
     return false;
   }
@@ -97,13 +98,22 @@ function quotedIpv6(quote: FrameInfo, start: number, end: number): number {
   for (let count = 0; count <= IPV6_EXTENSION_HEADERS_MAX; count++) {
     if (nextHeader === IP_PROTOCOL_TCP) return at;
     if (at + 8 > end) return -1;
-    const isFragment = nextHeader === 44;
+    const isFragment = nextHeader === IPV6_EXT_FRAGMENT;
     if (isFragment && (view.getUint16(at + 2) & 0xfff8) !== 0) return -1;
-    if (!isFragment && nextHeader !== 0 && nextHeader !== 43 && nextHeader !== 60) return -1;
+    if (!isFragment && !isOptionsHeader(nextHeader)) return -1;
     nextHeader = view.getUint8(at);
     at += isFragment ? 8 : (view.getUint8(at + 1) + 1) * 8;
   }
   return -1;
+}
+
+/** Headers whose second byte is their length in units of 8 bytes without the first. */
+function isOptionsHeader(nextHeader: number): boolean {
+  return (
+    nextHeader === IPV6_EXT_HOP_BY_HOP ||
+    nextHeader === IPV6_EXT_ROUTING ||
+    nextHeader === IPV6_EXT_DESTINATION
+  );
 }
 
 /** Adds a change of the error's bytes to its ICMP checksum. */

@@ -5,11 +5,9 @@
  */
 import { assert } from '../base/assert.ts';
 import type { FrameInfo } from '../wire/frame.ts';
+import { IP_PROTOCOL_TCP } from '../wire/ipv4.ts';
 import { TCP_CHECKSUM, TCP_HEADER_BYTES_MIN } from '../wire/tcp.ts';
 import { applyChecksumDelta } from './checksum-delta.ts';
-
-/** IP protocol number (RFC 9293). */
-export const IP_PROTOCOL_TCP = 6;
 
 /** Bytes of a SACK block: left and right edge (RFC 2018 §3). */
 export const SACK_BLOCK_BYTES = 8;
