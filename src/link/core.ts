@@ -202,7 +202,7 @@ export class LinkCore {
     if (admitNewcomer({ peer: livePeer, isSilent }, peer) === 'refuse') {
       return { reason: 'duplicate', text: 'another peer is connected' };
     }
-    session.abandon('replaced', `replaced by a new connection of ${peer.role}`);
+    session.abandon(`replaced by a new connection of ${peer.role}`);
     return undefined;
   }
 }

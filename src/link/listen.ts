@@ -155,7 +155,7 @@ export class ListeningLink implements PeerLink {
     if (this.#pending.get(pending.key) !== pending) return;
     this.#pending.delete(pending.key);
     if (pending.connection === undefined) this.#core.countRefused(reason);
-    else pending.connection.session.abandon(reason, `dismissed: ${reason}`);
+    else pending.connection.session.abandon(`dismissed: ${reason}`, reason);
     pending.socket.destroy();
   }
 

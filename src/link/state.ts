@@ -291,7 +291,7 @@ export class LinkSession {
   }
 
   /** Ends the connection at once and without a word, for a reason outside of it. */
-  abandon(code: string, text: string): void {
+  abandon(text: string, code = 'replaced'): void {
     this.#end(code, text);
   }
 
