@@ -9,7 +9,7 @@ import type { Piece } from '../compare/stream.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd } from '../wire/seq.ts';
-import { TCP_FIN, TCP_SYN } from '../wire/tcp.ts';
+import { TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, TcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
 
@@ -53,8 +53,6 @@ export class SecondaryPiece implements Piece {
 }
 
 const scratch = new TcpOptions();
-/** A header with nothing but the aligned timestamps option; longer ones may hold SACK blocks. */
-const HEADER_BYTES_WITHOUT_SACK = 32;
 
 /** Describes the PVM's segment that `info` was dissected from; its memory stays where it is. */
 export function describeSegment(
@@ -78,7 +76,7 @@ export function describeSegment(
   segment.ack = info.ack;
   segment.window = info.window;
   segment.arrivedUs = nowUs;
-  if (info.tcpHeaderBytes > HEADER_BYTES_WITHOUT_SACK) {
+  if (info.tcpHeaderBytes > TCP_HEADER_BYTES_MIN) {
     parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);
     segment.hasSack = scratch.sackCount > 0;
   }

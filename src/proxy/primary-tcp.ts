@@ -24,7 +24,7 @@ import type { CheckpointCause } from '../env/messages.ts';
 import { lowerAck, setWindow, trimSack } from '../rewrite/lower.ts';
 import { dissect, type FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
-import { TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
+import { TCP_ACK, TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, type TcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
 import { HeldAck } from './primary-ack.ts';
@@ -385,7 +385,7 @@ export class TcpFlow implements PrimaryFlowBase {
   #onSecondaryAck(info: FrameInfo): void {
     const gate = this.gate;
     let options: TcpOptions | undefined;
-    if (info.tcpHeaderBytes > 32) {
+    if (info.tcpHeaderBytes > TCP_HEADER_BYTES_MIN) {
       options = this.#context.scratchOptions;
       parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
     }

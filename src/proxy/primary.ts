@@ -39,14 +39,12 @@ import { CheckpointRequests } from './checkpoint-requests.ts';
 import type { PrimaryConfig } from './config.ts';
 import { Counters } from './counters.ts';
 import { FramePool, type PooledFrame } from './frame-pool.ts';
+import { isLinkControl } from './link-control.ts';
 import type { PrimaryContext, PrimaryCounts, PrimaryFlow } from './primary-context.ts';
 import { PrimaryFlows } from './primary-flows.ts';
 import { ProgressReport } from './primary-progress.ts';
 
-const ETHERTYPE_ARP = 0x0806;
-const PROTOCOL_IGMP = 2;
 const PROTOCOL_TCP = 6;
-const PROTOCOL_ICMPV6 = 58;
 const OK: CommandResult = { ok: true };
 
 export class PrimaryEngine implements Engine {
@@ -613,16 +611,4 @@ export class PrimaryEngine implements Engine {
     const event: ProxyEvent = { atUs: this.#context.nowUs, kind, text };
     this.#output.event(fields === undefined ? event : { ...event, fields });
   }
-}
-
-/**
- * Frames that keep the link alive rather than answer a client: ARP, neighbour and router discovery, group
- * membership. The PVM's go out at once, the SVM's are dropped (its own questions the secondary answers).
- */
-function isLinkControl(info: FrameInfo): boolean {
-  if (info.etherType === ETHERTYPE_ARP) return true;
-  if (info.protocol === PROTOCOL_IGMP && info.ipVersion === 4) return true;
-  if (info.protocol !== PROTOCOL_ICMPV6 || info.ipVersion !== 6 || info.isFragment) return false;
-  const type = info.icmpType;
-  return (type >= 130 && type <= 137) || type === 143;
 }
