@@ -393,7 +393,7 @@ export class LinkSession {
   }
 
   /**
-   * After a stall of this process (SIGSTOP, a paused host) the timer runs before the socket is read, and
+   * After a stall of this process (SIGSTOP, a paused host) the timer runs before the socket is served, and
    * the peer looks silent although its bytes wait. Once per silence that is excused for one heartbeat.
    */
   #excuseOwnStall(nowUs: Micros): void {
@@ -401,8 +401,10 @@ export class LinkSession {
     this.#tickedUs = nowUs;
     if (!isStalled || this.#isExcused) return;
     this.#isExcused = true;
-    const excusedUs = nowUs - this.#config.timeoutUs + this.#heartbeatUs;
-    this.#receivedUs = Math.max(this.#receivedUs, excusedUs);
+    const graceUs = nowUs + this.#heartbeatUs;
+    const { timeoutUs } = this.#config;
+    this.#receivedUs = Math.max(this.#receivedUs, graceUs - timeoutUs);
+    this.#progressUs = Math.max(this.#progressUs, graceUs - UNREAD_TIMEOUTS * timeoutUs);
   }
 
   /** Has the transport taken nothing of what waits for UNREAD_TIMEOUTS? Looked at once a tick. */
