@@ -22,7 +22,6 @@ import {
   parsePath,
   parsePeerAddress,
   parsePeerTimeout,
-  parsePortSpec,
 } from './values.ts';
 
 /** What the command line can start. Each returns the exit code. */
@@ -108,8 +107,8 @@ function nodeCommand(role: Role, actions: Actions, onExit: (code: number) => voi
       : 'Runs the node that stands by: translates sequence numbers, takes over',
   );
   command
-    .addOption(option('--guest <port>', "where this node's guest is", parsePortSpec))
-    .addOption(option('--net <port>', 'where the clients are', parsePortSpec))
+    .addOption(new Option('--guest <port>', "where this node's guest is"))
+    .addOption(new Option('--net <port>', 'where the clients are'))
     .addOption(
       option('--peer <address>', 'listen:HOST:PORT or connect:HOST:PORT', parsePeerAddress),
     )

@@ -27,6 +27,7 @@ import {
 import { z } from 'zod';
 import { ColoError } from '../base/error.ts';
 import { LOG_LEVELS } from '../observe/levels.ts';
+import { parsePortSpec } from '../port/open.ts';
 import { parseVmSpec } from '../vm/spec.ts';
 import type { GivenSettings, LimitSettings } from './settings.ts';
 import {
@@ -36,7 +37,6 @@ import {
   parsePath,
   parsePeerAddress,
   parsePeerTimeout,
-  parsePortSpec,
   parseWord,
 } from './values.ts';
 
@@ -65,6 +65,11 @@ function value<T>(parse: (text: string) => T): z.ZodType<T> {
   }) as unknown as z.ZodType<T>;
 }
 
+function checkPort(text: string): string {
+  parsePortSpec(text);
+  return text;
+}
+
 const count = (max: number) => value((text) => parseCount(text, 1, max));
 const flag = z.boolean({ error: 'Expected true or false' });
 
@@ -85,8 +90,8 @@ const limitsSchema = z.strictObject(
 
 const fileSchema = z.strictObject(
   {
-    guest: value(parsePortSpec).optional(),
-    net: value(parsePortSpec).optional(),
+    guest: value(checkPort).optional(),
+    net: value(checkPort).optional(),
     peer: value(parsePeerAddress).optional(),
     'peer-key': value(parsePath).optional(),
     'peer-ca': value(parsePath).optional(),

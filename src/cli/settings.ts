@@ -10,6 +10,7 @@ import type { Micros } from '../base/time.ts';
 import type { Role } from '../env/messages.ts';
 import { PEER_TIMEOUT_US } from '../limits.ts';
 import type { LogLevel } from '../observe/levels.ts';
+import { parsePortSpec } from '../port/open.ts';
 import {
   PRIMARY_DEFAULTS,
   type PrimaryConfig,
@@ -83,7 +84,7 @@ export interface NodeSettings {
  * Lays the flags over the file and fills in the defaults.
  *
  * @param file undefined when no `--config` was given
- * @throws ColoError `COLO_ERR_USAGE`, or `COLO_ERR_CONFIG` when there is a file, for what is missing or contradictory
+ * @throws ColoError `COLO_ERR_PORT_SPEC`; `COLO_ERR_USAGE`, or `COLO_ERR_CONFIG` when there is a file, for what is missing or contradictory
  */
 export function resolveSettings(
   role: Role,
@@ -91,6 +92,8 @@ export function resolveSettings(
   file: GivenSettings | undefined,
 ): NodeSettings {
   const code = file === undefined ? 'COLO_ERR_USAGE' : 'COLO_ERR_CONFIG';
+  // Here rather than by the command line's parser: the port kinds are not loaded for other commands.
+  for (const port of [flags.guest, flags.net]) if (port !== undefined) parsePortSpec(port);
   const given: GivenSettings = { ...file, ...withoutSecurity(file, flags), ...flags };
   const { guest, net, peer } = given;
   if (guest === undefined) throw missing(code, '--guest PORT', file);

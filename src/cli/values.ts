@@ -34,11 +34,6 @@ const HOST_NAME = /^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$/;
 /** One day: longer times are mistakes of the unit. */
 const MILLISECONDS_MAX = 86_400_000;
 
-/** The kinds of ports, for messages. */
-const PORT_SPEC_HINT = 'packet:IFNAME or tap:IFNAME';
-/** IFNAMSIZ - 1 bytes; the kernel refuses slashes and white space (dev_valid_name in net/core/dev.c). */
-const INTERFACE_NAME = /^[^\s/:]{1,15}$/;
-
 /** Reads `listen:HOST:PORT` or `connect:HOST:PORT`; an IPv6 address in brackets. */
 export function parsePeerAddress(text: string): PeerAddress {
   const match = /^(listen|connect):(?:\[([^\]]*)\]|([^:[\]]*)):(\d{1,5})$/.exec(text);
@@ -80,16 +75,6 @@ function readMilliseconds(text: string, min: number, max: number): Micros {
   return ms * US_PER_MS;
 }
 
-/** Checks the form of a port: `packet:IFNAME`, `tap:IFNAME`. Whether the interface is there shows when it is opened. */
-export function parsePortSpec(text: string): string {
-  const [kind, name] = splitOnce(text);
-  const isKnown = kind === 'packet' || kind === 'tap';
-  if (!isKnown || !INTERFACE_NAME.test(name) || name === '.' || name === '..') {
-    throw valueError(PORT_SPEC_HINT, text);
-  }
-  return text;
-}
-
 /** Checks a path: not empty, no zero byte. */
 export function parsePath(text: string): string {
   if (text === '' || text.includes('\0')) throw valueError('a path', text);
@@ -108,11 +93,6 @@ export function parseCount(text: string, min: number, max: number): number {
   const value = /^\d+$/.test(text) ? Number(text) : -1;
   if (value < min || value > max) throw valueError(`a whole number, ${min} to ${max}`, text);
   return value;
-}
-
-function splitOnce(text: string): [string, string] {
-  const colon = text.indexOf(':');
-  return colon === -1 ? [text, ''] : [text.slice(0, colon), text.slice(colon + 1)];
 }
 
 function valueError(expected: string, text: string): ColoError {
