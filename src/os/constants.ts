@@ -49,7 +49,6 @@ export const PACKET_ADD_MEMBERSHIP = 1;
 export const PACKET_STATISTICS = 6;
 export const PACKET_AUXDATA = 8;
 export const PACKET_VNET_HDR = 15;
-export const PACKET_QDISC_BYPASS = 20;
 export const PACKET_IGNORE_OUTGOING = 23;
 export const PACKET_MR_PROMISC = 1;
 /** struct tpacket_auxdata, tp_status: tp_vlan_tci is valid. */

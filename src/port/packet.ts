@@ -16,12 +16,11 @@ import { EAGAIN, EINTR, EINVAL, ENETDOWN, ENODEV, ENXIO, MSG_TRUNC } from '../os
 import { addressOf } from '../os/libc.ts';
 import { MessageVector } from '../os/message-vector.ts';
 import { AUXDATA_CONTROL_BYTES, PacketSocket, strippedVlanTag } from '../os/packet-socket.ts';
+import { ETHERNET_HEADER_BYTES, VLAN_TAG_BYTES } from '../wire/ethernet.ts';
 import { countDrop, createPortCounters } from './counters.ts';
 import { Poller } from './poller.ts';
 import { Sender } from './sender.ts';
-import { insertVlanTag, VLAN_TAG_BYTES } from './vlan-tag.ts';
-
-const ETHERNET_BYTES = 14;
+import { insertVlanTag } from './vlan-tag.ts';
 
 /** One slot: room for a tag, the virtio-net header, the longest frame; whole cache lines. */
 const SLOT_BYTES = Math.ceil((VLAN_TAG_BYTES + VNET_HDR_BYTES + FRAME_BYTES_MAX) / 64) * 64;
@@ -53,10 +52,7 @@ export class PacketPort implements Port {
   /** @throws ColoError COLO_ERR_PACKET_OPEN */
   constructor(interfaceName: string) {
     this.name = `packet:${interfaceName}`;
-    this.#socket = PacketSocket.open(interfaceName, {
-      bufferBytes: PORT_SOCKET_BUFFER_BYTES,
-      qdiscBypass: false,
-    });
+    this.#socket = PacketSocket.open(interfaceName, PORT_SOCKET_BUFFER_BYTES);
     const memory = new ArrayBuffer(BATCH_FRAMES_MAX * SLOT_BYTES);
     this.#ring = { bytes: new Uint8Array(memory), view: new DataView(memory) };
     const address = addressOf(memory);
@@ -106,7 +102,7 @@ export class PacketPort implements Port {
         countDrop(counters, 'too-long');
         continue;
       }
-      if (length < ETHERNET_BYTES) {
+      if (length < ETHERNET_HEADER_BYTES) {
         countDrop(counters, 'too-short');
         continue;
       }

@@ -22,11 +22,10 @@ import {
 } from '../os/constants.ts';
 import { addressOf } from '../os/libc.ts';
 import { MessageVector } from '../os/message-vector.ts';
+import { ETHERNET_HEADER_BYTES } from '../wire/ethernet.ts';
 import { CopyQueue } from './copy-queue.ts';
 import { countDrop, type PortDropReason } from './counters.ts';
 import { FITTED_HEADER_BYTES_MAX, FrameFitter, fitsMtu } from './overlong.ts';
-
-const ETHERNET_BYTES = 14;
 
 /** A full device queue (ENOBUFS) raises no event when it has room again. */
 const RETRY_MS = 1;
@@ -82,7 +81,7 @@ export class Sender {
 
   /** Takes a frame by reference until the next `flush`; sends when the batch is full. */
   add(buffer: FrameBuffer, offset: number, length: number): void {
-    if (length < ETHERNET_BYTES) {
+    if (length < ETHERNET_HEADER_BYTES) {
       countDrop(this.#counters, 'too-short');
       return;
     }

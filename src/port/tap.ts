@@ -12,11 +12,10 @@ import type { Port } from '../env/port.ts';
 import { BATCH_FRAMES_MAX, FRAME_BYTES_MAX, VNET_HDR_BYTES } from '../limits.ts';
 import { addressOf } from '../os/libc.ts';
 import { TapDevice } from '../os/tap.ts';
+import { ETHERNET_HEADER_BYTES } from '../wire/ethernet.ts';
 import { countDrop, createPortCounters } from './counters.ts';
 import { Poller } from './poller.ts';
 import { Sender } from './sender.ts';
-
-const ETHERNET_BYTES = 14;
 
 /** Room for the virtio-net header and the longest frame; whole cache lines. */
 const SLOT_BYTES = Math.ceil((VNET_HDR_BYTES + FRAME_BYTES_MAX) / 64) * 64;
@@ -82,8 +81,8 @@ export class TapPort implements Port {
     this.#poller.answered(count === 0);
     for (let index = 0; index < count; index++) {
       const length = this.#lengths[index]!;
-      if (length < ETHERNET_BYTES || length > FRAME_BYTES_MAX) {
-        countDrop(this.counters, length < ETHERNET_BYTES ? 'too-short' : 'too-long');
+      if (length < ETHERNET_HEADER_BYTES || length > FRAME_BYTES_MAX) {
+        countDrop(this.counters, length < ETHERNET_HEADER_BYTES ? 'too-short' : 'too-long');
         continue;
       }
       this.counters.receivedFrames++;
