@@ -104,6 +104,14 @@ export class DatagramFlow implements PrimaryFlowBase {
     this.#arm();
   }
 
+  /** Frames of the PVM that cannot be compared: they wait for a checkpoint. They are on this flow's account. */
+  holdOnly(frames: readonly PooledFrame[]): void {
+    const ranges = new ComparedRanges();
+    this.primary.push({ frames, ranges, arrivedUs: this.#context.nowUs, matched: false });
+    this.heldFrames++;
+    this.diverged = true;
+  }
+
   /** Releases everything held, as it is; what the SVM sent is dropped. */
   releaseAll(): void {
     for (const waiting of this.primary.splice(0)) this.#release(waiting);

@@ -39,7 +39,7 @@ export class PrimaryFlows {
   readonly #fragments: FragmentTracker;
   #epoch = 0;
 
-  constructor(context: PrimaryContext, config: PrimaryConfig, nowUs: Micros) {
+  constructor(context: PrimaryContext, config: PrimaryConfig) {
     this.#context = context;
     this.#table = new FlowTable<PrimaryFlow>({
       hashKey: config.hashKey,
@@ -48,7 +48,7 @@ export class PrimaryFlows {
     });
     this.#other = new DatagramFlow(context);
     this.#orphans = new DatagramFlow(context);
-    this.#fragments = new FragmentTracker(context, this.#orphans, nowUs, {
+    this.#fragments = new FragmentTracker(context, this.#orphans, {
       onPrimary: (buffer, info, frames) => this.#primaryFrame(buffer, info, frames),
       onSecondary: (buffer, info, frames) => this.#secondaryFrame(buffer, info, frames),
     });
@@ -190,7 +190,7 @@ export class PrimaryFlows {
 
   /** Releases everything held, in every flow. */
   releaseAll(): void {
-    this.#fragments.releaseAll();
+    this.#fragments.clear();
     // Whatever holds or waits is armed in the wheel.
     this.#context.wheel.forEach((flow) => {
       flow.releaseAll();
@@ -204,7 +204,6 @@ export class PrimaryFlows {
     this.#epoch = epoch;
     this.#orphans.adoptCheckpoint(epoch);
     this.#other.adoptCheckpoint(epoch);
-    this.#fragments.clear();
     // Flows with work pending in this batch must not go on with the old epoch's state.
     this.#context.wheel.forEach((flow) => {
       if (flow.epoch !== epoch) flow.adoptCheckpoint(epoch);

@@ -54,6 +54,41 @@ export class SecondaryPiece implements Piece {
 
 const scratch = new TcpOptions();
 
+/** Records to use again: held for the moment until the other guest's segment comes, they would else be garbage that has survived a batch. */
+const freeSegments: HeldSegment[] = [];
+const freePieces: SecondaryPiece[] = [];
+const FREE_MAX = 65_536;
+
+/** Gives a segment back; nobody may refer to it any more. */
+export function recycleSegment(segment: HeldSegment): void {
+  segment.buffer = EMPTY_BUFFER;
+  segment.bytes = EMPTY_BYTES;
+  segment.frame = undefined;
+  segment.fragments = undefined;
+  segment.hasSack = false;
+  segment.queued = false;
+  if (freeSegments.length < FREE_MAX) freeSegments.push(segment);
+}
+
+/** As `recycleSegment`. */
+export function recyclePiece(piece: SecondaryPiece): void {
+  piece.bytes = EMPTY_BYTES;
+  piece.frame = undefined;
+  piece.queued = false;
+  if (freePieces.length < FREE_MAX) freePieces.push(piece);
+}
+
+/** Payload of the SVM's segment that `info` describes, where it lies. */
+export function describePiece(info: FrameInfo, nowUs: Micros): SecondaryPiece {
+  const piece = freePieces.pop() ?? new SecondaryPiece();
+  piece.seq = info.seq;
+  piece.end = seqAdd(info.seq, info.payloadBytes);
+  piece.bytes = info.bytes;
+  piece.offset = info.payloadOffset;
+  piece.arrivedUs = nowUs;
+  return piece;
+}
+
 /** Describes the PVM's segment that `info` was dissected from; its memory stays where it is. */
 export function describeSegment(
   buffer: FrameBuffer,
@@ -61,7 +96,7 @@ export function describeSegment(
   fragments: readonly PooledFrame[] | undefined,
   nowUs: Micros,
 ): HeldSegment {
-  const segment = new HeldSegment();
+  const segment = freeSegments.pop() ?? new HeldSegment();
   const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
   segment.buffer = buffer;
   segment.frameOffset = info.frameOffset;

@@ -30,9 +30,12 @@ import type { PooledFrame } from './frame-pool.ts';
 import { HeldAck } from './primary-ack.ts';
 import { EXCERPT_BYTES_MAX, type PrimaryContext, type PrimaryFlowBase } from './primary-context.ts';
 import {
+  describePiece,
   describeSegment,
   type HeldSegment,
-  SecondaryPiece,
+  recyclePiece,
+  recycleSegment,
+  type SecondaryPiece,
   segmentLength,
 } from './primary-segment.ts';
 import { Handshake } from './primary-syn.ts';
@@ -90,11 +93,8 @@ export class TcpFlow implements PrimaryFlowBase {
         segment.queued = false;
       },
       (piece) => {
-        piece.queued = false;
-        if (piece.frame !== undefined) {
-          context.unhold(this, piece.frame);
-          piece.frame = undefined;
-        }
+        if (piece.frame !== undefined) context.unhold(this, piece.frame);
+        recyclePiece(piece);
       },
     );
   }
@@ -397,7 +397,7 @@ export class TcpFlow implements PrimaryFlowBase {
   #offerSecondary(info: FrameInfo): void {
     const comparer = this.comparer;
     const context = this.#context;
-    const seq = (info.tcpFlags & TCP_SYN) !== 0 ? seqAdd(info.seq, 1) : info.seq;
+    const { seq } = info;
     // A SYN's own number is unadjusted, so bytes on it have no position; they come again.
     if ((info.tcpFlags & TCP_SYN) !== 0) return;
     const end = seqAdd(seq, info.payloadBytes);
@@ -411,12 +411,7 @@ export class TcpFlow implements PrimaryFlowBase {
     if (this.secondarySinceUs === NEVER) this.secondarySinceUs = context.nowUs;
     let piece: SecondaryPiece | undefined;
     if (info.payloadBytes > 0 && (!comparer.started || seqBefore(comparer.compared, end))) {
-      piece = new SecondaryPiece();
-      piece.seq = seq;
-      piece.end = end;
-      piece.bytes = info.bytes;
-      piece.offset = info.payloadOffset;
-      piece.arrivedUs = context.nowUs;
+      piece = describePiece(info, context.nowUs);
       piece.queued = true;
       comparer.secondary.insert(piece);
     }
@@ -429,6 +424,7 @@ export class TcpFlow implements PrimaryFlowBase {
     const frame = this.#context.hold(this, info, info.frameOffset, info.frameBytes);
     if (frame === undefined) {
       this.comparer.secondary.remove(piece);
+      recyclePiece(piece);
       return;
     }
     piece.frame = frame;
@@ -529,19 +525,25 @@ export class TcpFlow implements PrimaryFlowBase {
         return;
       }
     }
-    if ((flags & TCP_SYN) !== 0) {
+    if ((flags & TCP_SYN) !== 0 && segment.fragments === undefined) {
       this.#look(segment);
       this.handshake.lower(this.#context.scratchInfo);
     }
     if ((flags & TCP_RST) !== 0) this.resetSinceUs = NEVER;
     this.#context.counts.compared++;
-    this.#send(segment);
-    if (!this.releasedKnown || seqBefore(this.releasedEnd, segment.segmentEnd)) {
-      this.releasedEnd = segment.segmentEnd;
-      this.releasedKnown = true;
-      this.progressed = true;
-      this.#context.markDirty(this);
+    // An ACK or RST alone stands at a position without taking any: it releases nothing of the stream.
+    if ((flags & (TCP_SYN | TCP_FIN)) !== 0 || segment.seq !== segment.end) {
+      this.#noteReleased(segment.segmentEnd);
     }
+    this.#send(segment);
+  }
+
+  #noteReleased(end: Seq): void {
+    if (this.releasedKnown && !seqBefore(this.releasedEnd, end)) return;
+    this.releasedEnd = end;
+    this.releasedKnown = true;
+    this.progressed = true;
+    this.#context.markDirty(this);
   }
 
   /** Lowers the segment in place to what both guests cover. False: it stays behind as `heldAck`. */
@@ -615,16 +617,12 @@ export class TcpFlow implements PrimaryFlowBase {
   }
 
   #free(segment: HeldSegment): void {
-    if (segment.queued) {
-      this.comparer.primary.remove(segment);
-      segment.queued = false;
-    }
+    if (segment.queued) this.comparer.primary.remove(segment);
     if (segment.frame !== undefined) this.#context.unhold(this, segment.frame);
     if (segment.fragments !== undefined) {
       for (const fragment of segment.fragments) this.#context.unhold(this, fragment);
     }
-    segment.frame = undefined;
-    segment.fragments = undefined;
+    recycleSegment(segment);
   }
 
   #armIfWaiting(): void {

@@ -3,6 +3,7 @@ import {
   arpFrame,
   CLIENT_IP,
   CLIENT_MAC,
+  fragmentFrame,
   GUEST_IP,
   GUEST_MAC,
   icmpEcho,
@@ -395,6 +396,27 @@ describe('PrimaryEngine, datagrams', () => {
     const w = new World().protect();
     w.primary(icmpEcho({ isReply: true, payload: 'ping', ttl: 64 }));
     expect(w.secondary(icmpEcho({ isReply: true, payload: 'ping', ttl: 63 }))).toHaveLength(1);
+  });
+
+  it('compares fragments as the datagram they make, and releases the originals', () => {
+    const w = new World().protect();
+    const whole = (id: number) => udpFrame({ payload: 'f'.repeat(3_000), id });
+    const mine = fragmentFrame(whole(1), 1_480, 1);
+    for (const frame of mine) expect(w.primary(frame)).toHaveLength(0);
+    const theirs = fragmentFrame(whole(2), 1_000, 2);
+    const out = theirs.flatMap((frame) => w.secondary(frame));
+    expect(out).toHaveLength(mine.length);
+    expect(infoOf(out[0]!).fragmentId).toBe(1);
+    expect(w.engine.status(w.nowUs).held).toEqual({ frames: 0, bytes: 0 });
+  });
+
+  it('holds fragments that do not become whole until a commit', () => {
+    const w = new World().protect();
+    const [first] = fragmentFrame(udpFrame({ payload: 'f'.repeat(3_000) }), 1_480);
+    w.primary(first!);
+    expect(w.pass(300_000)).toHaveLength(0);
+    expect(w.out.requests.at(-1)?.cause).toBe('unverifiable');
+    expect(w.commit()).toHaveLength(1);
   });
 
   it('lets ARP of the PVM go at once and drops that of the SVM', () => {

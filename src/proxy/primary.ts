@@ -96,7 +96,7 @@ export class PrimaryEngine implements Engine {
     this.#wheel = new TimerWheel(nowUs);
     this.#requests = new CheckpointRequests(config);
     this.#context = this.#makeContext(nowUs);
-    this.#flows = new PrimaryFlows(this.#context, config, nowUs);
+    this.#flows = new PrimaryFlows(this.#context, config);
     this.#progress = new ProgressReport(this.#flows, output, nowUs);
   }
 

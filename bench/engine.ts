@@ -1,0 +1,91 @@
+/**
+ * The primary engine alone, without ports: nanoseconds per pair of frames (the PVM's and the SVM's), for payload sizes, numbers of
+ * connections and an SVM that is some frames behind.
+ *
+ *     node dist-bench/bench/engine.js   (npm run bench:micro)
+ *
+ * @module
+ */
+import type { EngineOutput } from '../src/env/engine.ts';
+import { LINK_FRAME_SECONDARY } from '../src/env/messages.ts';
+import { PRIMARY_DEFAULTS } from '../src/proxy/config.ts';
+import { PrimaryEngine } from '../src/proxy/primary.ts';
+import { TCP_ACK, TCP_SYN } from '../src/wire/tcp.ts';
+import { CLIENT_IP, GUEST_IP, tcpFrame } from '../test/support/frame-builder.ts';
+
+const BATCH = 64;
+
+function run(payloadBytes: number, flows: number, behind: number, pairs: number): number {
+  let released = 0;
+  const output: EngineOutput = {
+    sendToNet: () => {
+      released++;
+    },
+    sendToGuest: () => {},
+    sendFrameToPeer: () => {},
+    sendMessageToPeer: () => {},
+    requestCheckpoint: () => {},
+    event: () => {},
+  };
+  let nowUs = 1_000_000;
+  const engine = new PrimaryEngine({ ...PRIMARY_DEFAULTS, heldBytesMax: 2 ** 33 }, output, nowUs);
+  engine.onPeerUp(0, nowUs);
+  engine.checkpointCommit(nowUs);
+  engine.onPeerMessage({ type: 'checkpoint-committed', epoch: 1 }, nowUs);
+  engine.flush(nowUs);
+  const frames = Array.from({ length: flows }, (_, i) => {
+    const port = 1_024 + (i % 60_000);
+    const client = `10.${1 + Math.floor(i / 60_000)}.0.9`;
+    const fields = { dstPort: port, src: GUEST_IP, dst: flows > 60_000 ? client : CLIENT_IP };
+    for (const kind of ['primary', 'secondary']) {
+      const syn = tcpFrame({ ...fields, seq: 0, ack: 1, flags: TCP_SYN | TCP_ACK });
+      if (kind === 'primary') engine.onGuestFrame(syn.buffer, syn.offset, syn.length, nowUs);
+      else engine.onPeerFrame(LINK_FRAME_SECONDARY, 1, syn.buffer, syn.offset, syn.length, nowUs);
+    }
+    if (i % 64 === 0) engine.flush(nowUs);
+    return tcpFrame({ ...fields, ack: 1, flags: TCP_ACK, payload: new Uint8Array(payloadBytes) });
+  });
+  engine.flush(nowUs);
+  released = 0;
+  const sequence = new Uint32Array(flows).fill(1);
+  const sequence2 = new Uint32Array(flows).fill(1);
+  const seqAt = frames[0]!.offset + 14 + 20 + 4;
+  const started = process.hrtime.bigint();
+  let p = 0;
+  let s = 0;
+  while (s < pairs) {
+    nowUs += 50;
+    for (let i = 0; i < BATCH && p < pairs; i++, p++) {
+      const f = p % flows;
+      const frame = frames[f]!;
+      frame.buffer.view.setUint32(seqAt, sequence[f]!);
+      sequence[f]! += payloadBytes;
+      engine.onGuestFrame(frame.buffer, frame.offset, frame.length, nowUs);
+    }
+    engine.flush(nowUs);
+    for (let i = 0; i < BATCH && s < pairs && s < (p === pairs ? pairs : p - behind); i++, s++) {
+      const f = s % flows;
+      const frame = frames[f]!;
+      frame.buffer.view.setUint32(seqAt, sequence2[f]!);
+      sequence2[f]! += payloadBytes;
+      engine.onPeerFrame(LINK_FRAME_SECONDARY, 1, frame.buffer, frame.offset, frame.length, nowUs);
+    }
+    engine.flush(nowUs);
+    if (engine.nextDeadlineUs() <= nowUs) engine.onTick(nowUs);
+  }
+  const ns = Number(process.hrtime.bigint() - started);
+  if (released !== pairs) throw new Error(`released ${released} of ${pairs}`);
+  return ns / pairs;
+}
+
+const rows = [];
+for (const payload of [64, 512, 1400, 32_000]) {
+  for (const flows of [1, 100, 10_000]) {
+    for (const behind of [0, 64]) {
+      run(payload, flows, behind, 20_000);
+      const ns = run(payload, flows, behind, payload > 2000 ? 50_000 : 300_000);
+      rows.push({ payload, flows, behind, nsPerPair: Math.round(ns) });
+    }
+  }
+}
+console.table(rows);
