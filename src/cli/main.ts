@@ -50,10 +50,6 @@ export async function main(
   actions: Actions = ACTIONS,
   io: ProgramIo = PROCESS_IO,
 ): Promise<number> {
-  // A reader that has gone (`colo-proxy ctl flows | head`) is no fault of ours.
-  process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code === 'EPIPE') process.exit(EXIT_OK);
-  });
   let exitCode = EXIT_OK;
   const program = buildProgram(actions, io, (code) => {
     exitCode = code;

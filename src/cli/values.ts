@@ -26,7 +26,11 @@ export interface PassValue {
   readonly port: number;
 }
 
-const PASS_PROTOCOLS: Record<string, number> = { tcp: 6, udp: 17 };
+/** IP protocol numbers (RFC 9293, RFC 768). */
+const PASS_PROTOCOLS: ReadonlyMap<string, number> = new Map([
+  ['tcp', 6],
+  ['udp', 17],
+]);
 
 /** RFC 1123 §2.1 names, and the underscore that people use; lengths are the resolver's business. */
 const HOST_NAME = /^[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?$/;
@@ -51,7 +55,7 @@ export function parsePeerAddress(text: string): PeerAddress {
 /** Reads `tcp:PORT` or `udp:PORT`. */
 export function parsePass(text: string): PassValue {
   const match = /^([a-z]+):(\d{1,5})$/.exec(text);
-  const protocol = PASS_PROTOCOLS[match?.[1] ?? ''];
+  const protocol = PASS_PROTOCOLS.get(match?.[1] ?? '');
   const port = Number(match?.[2]);
   if (protocol === undefined || !(port >= 1 && port <= 65_535)) {
     throw valueError('tcp:PORT or udp:PORT', text);

@@ -4,8 +4,9 @@
  *
  * @module
  */
-import { chmodSync, lstatSync, unlinkSync } from 'node:fs';
+import { chmodSync, existsSync, lstatSync, unlinkSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
+import { dirname } from 'node:path';
 import { ColoError } from '../base/error.ts';
 import type { FlowStatus } from '../env/engine.ts';
 import type { Log } from '../env/log.ts';
@@ -125,8 +126,10 @@ export class ControlServer {
   }
 
   #listenError(error: unknown): ColoError {
-    const { code } = error as NodeJS.ErrnoException;
-    const hint = code === 'ENOENT' ? 'ENOENT; create its directory first' : (code ?? String(error));
+    // libuv turns a bind's ENOENT into EACCES (src/unix/pipe.c, for the sake of Windows).
+    const hasDirectory = existsSync(dirname(this.path));
+    const code = (error as NodeJS.ErrnoException).code ?? String(error);
+    const hint = hasDirectory ? code : 'ENOENT; create its directory first';
     return this.#error(hint, error);
   }
 
