@@ -39,6 +39,7 @@ import { CheckpointRequests } from './checkpoint-requests.ts';
 import type { PrimaryConfig } from './config.ts';
 import { Counters } from './counters.ts';
 import { FramePool, type PooledFrame } from './frame-pool.ts';
+import { KeptFrames } from './kept-frames.ts';
 import { isLinkControl } from './link-control.ts';
 import type { PrimaryContext, PrimaryCounts, PrimaryFlow } from './primary-context.ts';
 import { PrimaryFlows } from './primary-flows.ts';
@@ -70,11 +71,10 @@ export class PrimaryEngine implements Engine {
   readonly #flows: PrimaryFlows;
   readonly #requests: CheckpointRequests;
   readonly #progress: ProgressReport;
-  /** Client frames kept between begin and commit, in order. */
-  readonly #keptClient: PooledFrame[] = [];
-  #keptClientBytes = 0;
+  /** Client frames kept between begin and commit. */
+  readonly #keptClient: KeptFrames;
   /** PVM frames that came after begin: output of the new epoch. */
-  readonly #keptGuest: PooledFrame[] = [];
+  readonly #keptGuest: KeptFrames;
   #dirty: PrimaryFlow[] = [];
   #state: NodeState = 'unprotected';
   #reason = 'started';
@@ -94,6 +94,9 @@ export class PrimaryEngine implements Engine {
     this.#config = config;
     this.#output = output;
     this.#wheel = new TimerWheel(nowUs);
+    this.#keptClient = new KeptFrames(this.#pool, config.keptClientBytesMax);
+    // Twice the limit is the hard one, as in `#hold`; the guest is paused, so only a fault reaches it.
+    this.#keptGuest = new KeptFrames(this.#pool, 2 * config.heldBytesMax);
     this.#requests = new CheckpointRequests(config);
     this.#context = this.#makeContext(nowUs);
     this.#flows = new PrimaryFlows(this.#context, config);
@@ -113,7 +116,7 @@ export class PrimaryEngine implements Engine {
   onNetFrame(buffer: FrameBuffer, offset: number, length: number, nowUs: Micros): void {
     this.#begin(nowUs);
     if (this.#state === 'checkpointing') {
-      this.#keepClient(buffer, offset, length);
+      if (!this.#keptClient.push(buffer, offset, length)) this.#dropped.add('client-kept-limit');
       return;
     }
     this.#deliverClient(buffer, offset, length);
@@ -122,7 +125,7 @@ export class PrimaryEngine implements Engine {
   onGuestFrame(buffer: FrameBuffer, offset: number, length: number, nowUs: Micros): void {
     this.#begin(nowUs);
     if (this.#state === 'checkpointing') {
-      this.#keepGuest(buffer, offset, length);
+      if (!this.#keptGuest.push(buffer, offset, length)) this.#dropped.add('guest-kept-limit');
       return;
     }
     this.#guestOutput(buffer, offset, length);
@@ -374,27 +377,7 @@ export class PrimaryEngine implements Engine {
     }
   }
 
-  #keepClient(buffer: FrameBuffer, offset: number, length: number): void {
-    const frame = this.#pool.copy(buffer, offset, length);
-    if (this.#keptClientBytes + frame.slotBytes > this.#config.keptClientBytesMax) {
-      this.#pool.release(frame);
-      this.#dropped.add('client-kept-limit');
-      return;
-    }
-    this.#keptClientBytes += frame.slotBytes;
-    this.#keptClient.push(frame);
-  }
-
   // ------------------------------------------------------------------ details: PVM output
-
-  #keepGuest(buffer: FrameBuffer, offset: number, length: number): void {
-    // Twice the limit is the hard one, as in `#hold`; the guest is paused, so this is never reached but by a fault.
-    if (this.#pool.usedBytes > 2 * this.#config.heldBytesMax) {
-      this.#dropped.add('guest-kept-limit');
-      return;
-    }
-    this.#keptGuest.push(this.#pool.copy(buffer, offset, length));
-  }
 
   #guestOutput(buffer: FrameBuffer, offset: number, length: number): void {
     const info = this.#info;
@@ -547,15 +530,8 @@ export class PrimaryEngine implements Engine {
 
   /** What was kept since begin goes its ordinary way, guest output first: it was sent before the client's could reach the guest. */
   #takeUpKept(): void {
-    for (const frame of this.#keptGuest.splice(0)) {
-      this.#guestOutput(frame.buffer, frame.offset, frame.length);
-      this.#pool.release(frame);
-    }
-    for (const frame of this.#keptClient.splice(0)) {
-      this.#deliverClient(frame.buffer, frame.offset, frame.length);
-      this.#pool.release(frame);
-    }
-    this.#keptClientBytes = 0;
+    this.#keptGuest.drain((buffer, offset, length) => this.#guestOutput(buffer, offset, length));
+    this.#keptClient.drain((buffer, offset, length) => this.#deliverClient(buffer, offset, length));
   }
 
   /** The protection is lost although the peer is there: sync anew. */
