@@ -1,119 +1,18 @@
-import { randomBytes } from 'node:crypto';
-import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { connect, createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { LinkDecoder } from '../codec/link-decode.ts';
-import { encodeHello } from '../codec/link-encode.ts';
-import type { PeerHello } from '../env/link.ts';
-import { LINK_FRAME_CLIENT, LINK_FRAME_SECONDARY } from '../env/messages.ts';
-import { ConnectingLink } from './connect.ts';
-import type { LinkOptions } from './core.ts';
-import { ListeningLink } from './listen.ts';
-import { type LinkSecurityOptions, loadLinkSecurity } from './security.ts';
-import { frameOf, nodeOf, Recorder, until } from './test-peers.ts';
+import { LINK_FRAME_CLIENT } from '../env/messages.ts';
+import { frameOf, until } from './test-peers.ts';
+import { Bench, helloBytes, INSECURE, TIMEOUT_US } from './test-sockets.ts';
 
-const TIMEOUT_US = 400_000;
-const INSECURE: LinkSecurityOptions = { kind: 'insecure' };
-
-let directory = '';
-let cleanUps: (() => unknown)[] = [];
+let bench: Bench;
 
 beforeEach(() => {
-  directory = mkdtempSync(join(tmpdir(), 'colo-link-'));
-  cleanUps = [];
+  bench = new Bench();
 });
 
-afterEach(async () => {
-  for (const cleanUp of cleanUps.reverse()) await cleanUp();
-  rmSync(directory, { recursive: true });
-});
-
-/** Writes a key file of mode 0600. */
-function keyFile(name: string, content: Uint8Array | string = randomBytes(32)): string {
-  const path = join(directory, name);
-  writeFileSync(path, content, { mode: 0o600 });
-  return path;
-}
-
-type Overrides = Partial<Omit<LinkOptions, 'security'>>;
-
-async function listening(security: LinkSecurityOptions, overrides: Overrides = {}) {
-  const link = new ListeningLink({
-    host: '127.0.0.1',
-    port: 0,
-    security: loadLinkSecurity(security, 'primary'),
-    localNode: nodeOf('primary'),
-    software: 'test',
-    timeoutUs: TIMEOUT_US,
-    ...overrides,
-  });
-  const heard = new Recorder();
-  await link.start(heard);
-  cleanUps.push(() => link.close('test over'));
-  return { link, heard };
-}
-
-async function connecting(security: LinkSecurityOptions, port: number, overrides: Overrides = {}) {
-  const link = new ConnectingLink({
-    host: '127.0.0.1',
-    port,
-    security: loadLinkSecurity(security, 'secondary'),
-    localNode: nodeOf('secondary'),
-    software: 'test',
-    timeoutUs: TIMEOUT_US,
-    ...overrides,
-  });
-  const heard = new Recorder();
-  await link.start(heard);
-  cleanUps.push(() => link.close('test over'));
-  return { link, heard };
-}
-
-/** Both ends up. */
-async function pair(security: LinkSecurityOptions, overrides: Overrides = {}) {
-  const primary = await listening(security, overrides);
-  const secondary = await connecting(security, primary.link.port, overrides);
-  await until(() => primary.link.connected && secondary.link.connected, 'link up');
-  return { primary, secondary };
-}
-
-/** A raw TCP client that records whether anything was said to it. */
-async function stranger(
-  port: number,
-  bytes: Uint8Array | string = '',
-): Promise<Socket & { heardBytes: number }> {
-  const socket = Object.assign(connect(port, '127.0.0.1'), { heardBytes: 0 });
-  socket.on('error', () => {});
-  socket.on('data', (chunk) => {
-    socket.heardBytes += chunk.length;
-  });
-  await new Promise((resolve) => socket.once('connect', resolve));
-  if (bytes.length > 0) socket.write(bytes);
-  cleanUps.push(() => socket.destroy());
-  return socket;
-}
-
-function helloBytes(role: 'primary' | 'secondary', overrides: Partial<PeerHello> = {}): Uint8Array {
-  const { buffer } = frameOf(1_000, 0);
-  const hello: PeerHello = {
-    role,
-    nodeId: '00112233445566778899aabbccddeeff',
-    instance: 1,
-    epoch: 0,
-    state: 'unprotected',
-    software: 'raw',
-    heartbeatUs: TIMEOUT_US / 4,
-    timeoutUs: TIMEOUT_US,
-    ...overrides,
-  };
-  const length = encodeHello(buffer, 0, hello, false);
-  return buffer.bytes.slice(0, length);
-}
+afterEach(() => bench.close());
 
 /** Sends and checks that frames and messages arrive in order, both ways. */
-async function exchange({ primary, secondary }: Awaited<ReturnType<typeof pair>>): Promise<void> {
+async function exchange({ primary, secondary }: Awaited<ReturnType<Bench['pair']>>): Promise<void> {
   for (const [from, to] of [
     [primary, secondary],
     [secondary, primary],
@@ -140,9 +39,9 @@ async function exchange({ primary, secondary }: Awaited<ReturnType<typeof pair>>
   }
 }
 
-describe('both ends over loopback', () => {
+describe('a pair over loopback', () => {
   test('plain TCP carries frames and messages in order, both ways', async () => {
-    const both = await pair(INSECURE);
+    const both = await bench.pair(INSECURE);
     await exchange(both);
     expect(both.primary.heard.ups[0]).toMatchObject({
       role: 'secondary',
@@ -150,21 +49,166 @@ describe('both ends over loopback', () => {
       software: 'test',
     });
     expect(both.secondary.heard.ups[0]).toMatchObject({ role: 'primary', state: 'unprotected' });
-    await until(() => both.primary.link.status().rttUs > 0, 'round-trip time');
+    await until(() => both.primary.link.status().rttUs > 0, 'round-trip time', TIMEOUT_US / 1_000);
   });
 
   test('a pre-shared key carries the same', async () => {
-    const both = await pair({ kind: 'key', keyFile: keyFile('key') });
+    const both = await bench.pair({ kind: 'key', keyFile: bench.file('key') });
     await exchange(both);
-    expect(both.primary.link.status().security).toBe('tls-psk');
+    expect(both.primary.link.status()).toMatchObject({ connected: true, security: 'tls-psk' });
   });
 
-  test('goodbye ends the link at the other end with its reason', async () => {
-    const { primary, secondary } = await pair({ kind: 'key', keyFile: keyFile('key') });
+  test('an idle link stays up', async () => {
+    const { primary, secondary } = await bench.pair(INSECURE);
+    await new Promise((resolve) => setTimeout(resolve, (3 * TIMEOUT_US) / 1_000));
+    expect([...primary.heard.downs, ...secondary.heard.downs]).toEqual([]);
+  });
+
+  test('goodbye ends the link at the other end with its reason, after what was sent before', async () => {
+    const { primary, secondary } = await bench.pair({ kind: 'key', keyFile: bench.file('key') });
+    for (let index = 0; index < 100; index++) {
+      const { buffer, offset } = frameOf(60_000, 1);
+      primary.link.sendFrame(LINK_FRAME_CLIENT, 0, buffer, offset, 60_000);
+    }
     await primary.link.close('maintenance');
     await until(() => secondary.heard.downs.length > 0, 'down');
     expect(secondary.heard.downs).toEqual(['goodbye: maintenance']);
+    expect(secondary.heard.frames).toHaveLength(100);
+    expect(secondary.heard.log.slice(-2)).toEqual(['batch-end', 'down']);
     // Who closes is told nothing any more.
     expect(primary.heard.downs).toEqual([]);
+  });
+
+  test('while the link is down, sending is counted and does nothing', async () => {
+    const { link } = await bench.listening(INSECURE);
+    const { buffer, offset } = frameOf(60, 1);
+    expect(link.sendFrame(LINK_FRAME_CLIENT, 0, buffer, offset, 60)).toBe(false);
+    link.sendMessage({ type: 'reset', reason: '' });
+    link.flush();
+    expect(link.status().dropped).toEqual({ 'not-connected': 2 });
+  });
+
+  test('a port in use is an error with its code', async () => {
+    const { link } = await bench.listening(INSECURE);
+    await expect(bench.listening(INSECURE, { port: link.port })).rejects.toMatchObject({
+      code: 'COLO_ERR_PEER_LISTEN',
+      errno: 'EADDRINUSE',
+    });
+  });
+});
+
+describe('a peer that dies', () => {
+  test('the connecting end finds a primary that comes back', async () => {
+    const { primary, secondary } = await bench.pair(INSECURE);
+    const { port } = primary.link;
+    await primary.link.close('restart');
+    await until(() => secondary.heard.downs.length === 1, 'down');
+    await until(() => Object.keys(secondary.link.status().refused).length > 0, 'a vain attempt');
+    const again = await bench.listening(INSECURE, { port });
+    await until(() => again.link.connected && secondary.link.connected, 'up again');
+    expect(secondary.heard.log.filter((entry) => entry !== 'batch-end')).toEqual([
+      'up',
+      'down',
+      'up',
+    ]);
+    expect(secondary.link.status().refused).toHaveProperty('connect-ECONNREFUSED');
+    await exchange({ primary: again, secondary });
+  });
+
+  test('a hung peer, its socket open, is lost at the deadline', async () => {
+    const { link, heard } = await bench.listening(INSECURE);
+    const peer = await bench.stranger(link.port, helloBytes('secondary'));
+    await until(() => link.connected, 'up');
+    const upMs = performance.now();
+    await until(() => heard.downs.length > 0, 'down');
+    const silentMs = performance.now() - upMs;
+    expect(heard.downs).toEqual(['silent for 400 ms']);
+    expect(silentMs).toBeGreaterThan(TIMEOUT_US / 1_000 - 20);
+    expect(silentMs).toBeLessThan(TIMEOUT_US / 1_000 + 250);
+    await until(() => peer.isClosed, 'its socket is closed');
+  });
+
+  test('a closed socket is noticed at once', async () => {
+    const { link, heard } = await bench.listening(INSECURE, { timeoutUs: 10_000_000 });
+    const peer = await bench.stranger(link.port, helloBytes('secondary'));
+    await until(() => link.connected, 'up');
+    peer.socket.destroy();
+    await until(() => heard.downs.length > 0, 'down', 1_000);
+    expect(link.status().downs).toEqual({ closed: 1 });
+  });
+
+  test('a peer that stops reading costs a bounded queue, and is lost', async () => {
+    const queueBytesMax = 8 * 1024 * 1024;
+    const { link, heard } = await bench.listening(INSECURE, { queueBytesMax });
+    const peer = await bench.stranger(link.port, helloBytes('secondary'));
+    await until(() => link.connected, 'up');
+    peer.socket.pause();
+    // It goes on sending, so that it is not simply silent.
+    const beat = setInterval(
+      () => peer.socket.write(Uint8Array.of(0, 0, 0, 2, 0x27, 0, 0, 0, 0, 0)),
+      50,
+    );
+    bench.onClose(() => clearInterval(beat));
+    const { buffer, offset } = frameOf(65_000, 1);
+    const before = process.memoryUsage().arrayBuffers;
+    let sent = 0;
+    let memoryMax = 0;
+    while (heard.downs.length === 0) {
+      for (let index = 0; index < 64; index++) {
+        if (link.sendFrame(LINK_FRAME_CLIENT, 0, buffer, offset, 65_000)) sent++;
+      }
+      link.flush();
+      expect(link.status().queueBytes).toBeLessThanOrEqual(queueBytesMax);
+      memoryMax = Math.max(memoryMax, process.memoryUsage().arrayBuffers);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    expect(link.status().downs).toEqual({ 'not-reading': 1 });
+    expect(link.status().dropped['queue-full']).toBeGreaterThan(1_000);
+    expect(sent).toBeLessThan(1_000);
+    expect(memoryMax - before).toBeLessThan(2 * queueBytesMax);
+  });
+});
+
+describe('a second connection while one is up', () => {
+  test('another node is refused, and the live link goes on', async () => {
+    const both = await bench.pair(INSECURE);
+    const { link } = both.primary;
+    const second = await bench.stranger(
+      link.port,
+      helloBytes('secondary', { nodeId: 'f'.repeat(32) }),
+    );
+    await until(() => second.isClosed, 'refused');
+    expect(Buffer.concat(second.heard).toString('latin1')).toContain('another peer is connected');
+    expect(link.status().refused).toEqual({ duplicate: 1 });
+    await exchange(both);
+    expect(both.primary.heard.downs).toEqual([]);
+  });
+
+  test('the same node, newer, takes the place of its old connection', async () => {
+    const { link, heard } = await bench.listening(INSECURE);
+    const old = await bench.stranger(link.port, helloBytes('secondary', { instance: 1 }));
+    await until(() => link.connected, 'up');
+    await bench.stranger(link.port, helloBytes('secondary', { instance: 2 }));
+    await until(() => heard.ups.length === 2, 'up again');
+    expect(heard.log.filter((entry) => entry !== 'batch-end').slice(0, 3)).toEqual([
+      'up',
+      'down',
+      'up',
+    ]);
+    expect(link.status().downs).toEqual({ replaced: 1 });
+    expect(link.status().peer?.instance).toBe(2);
+    await until(() => old.isClosed, 'the old one is closed');
+    expect(link.connected).toBe(true);
+  });
+
+  test('another node takes the place of one that is silent', async () => {
+    const { link, heard } = await bench.listening(INSECURE, { timeoutUs: 10_000_000 });
+    await bench.stranger(link.port, helloBytes('secondary'));
+    await until(() => link.connected, 'up');
+    // Its timeout, the shorter one, sets the heartbeats: two of them are missing after half of it.
+    await new Promise((resolve) => setTimeout(resolve, (TIMEOUT_US / 2 + 60_000) / 1_000));
+    await bench.stranger(link.port, helloBytes('secondary', { nodeId: 'f'.repeat(32) }));
+    await until(() => heard.ups.length === 2, 'up again');
+    expect(link.status().peer?.nodeId).toBe('f'.repeat(32));
   });
 });
