@@ -487,7 +487,7 @@ export class TcpFlow implements PrimaryFlowBase {
       this.heldFrames--;
       this.#release(segment);
     }
-    if (released === held.length) held.length = 0;
+    if (released === held.length) while (held.length > 0) held.pop();
     else if (released > 0) held.splice(0, released);
   }
 
