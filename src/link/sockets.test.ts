@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { frameOf, until } from '../../test/support/link-recorder.ts';
+import { Bench, helloBytes, INSECURE, TIMEOUT_US } from '../../test/support/link-sockets.ts';
 import { LINK_FRAME_CLIENT } from '../env/messages.ts';
-import { frameOf, until } from './test-peers.ts';
-import { Bench, helloBytes, INSECURE, TIMEOUT_US } from './test-sockets.ts';
 
 let bench: Bench;
 

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { frameOf, nodeOf, Recorder } from '../../test/support/link-recorder.ts';
 import { type Micros, NEVER } from '../base/time.ts';
 import { LinkDecoder } from '../codec/link-decode.ts';
 import { encodeHeartbeat } from '../codec/link-encode.ts';
@@ -14,7 +15,6 @@ import {
   type LinkSessionConfig,
   type LinkSessionOutput,
 } from './state.ts';
-import { frameOf, nodeOf, Recorder } from './test-peers.ts';
 
 const TIMEOUT_US = 1_000_000;
 const HEARTBEAT_US = TIMEOUT_US / 4;

@@ -2,11 +2,11 @@ import { randomBytes } from 'node:crypto';
 import { chmodSync } from 'node:fs';
 import { connect as connectTls, createServer as createTlsServer } from 'node:tls';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { createCertificate, type TestCertificate } from '../../test/support/certificates.ts';
+import { frameOf, until } from '../../test/support/link-recorder.ts';
+import { Bench, helloBytes, INSECURE, type Stranger } from '../../test/support/link-sockets.ts';
 import { LINK_FRAME_CLIENT } from '../env/messages.ts';
 import { type LinkSecurityOptions, loadLinkSecurity } from './security.ts';
-import { createCertificate, type TestCertificate } from './test-certificates.ts';
-import { frameOf, until } from './test-peers.ts';
-import { Bench, helloBytes, INSECURE, type Stranger } from './test-sockets.ts';
 
 let bench: Bench;
 
@@ -126,6 +126,7 @@ describe('while a link is up', () => {
     };
     await until(() => dismissed().late >= 20, 'all strangers dismissed');
     expect(dismissed().notTls).toBe(10);
+    expect(intruder.heard.log).toEqual([]);
     expect([...primary.heard.downs, ...secondary.heard.downs]).toEqual([]);
   });
 });

@@ -1,12 +1,12 @@
 /**
- * What the link's tests share: a handler that records, waiting, and frames. Not shipped code.
+ * What the link's tests share: a handler that records, waiting, and frames.
  *
  * @module
  */
-import type { FrameBuffer } from '../env/frame.ts';
-import type { LocalNode, PeerHello, PeerLinkHandlers } from '../env/link.ts';
-import type { LinkFrameKind, LinkMessage, Role } from '../env/messages.ts';
-import { VNET_HDR_BYTES } from '../limits.ts';
+import type { FrameBuffer } from '../../src/env/frame.ts';
+import type { LocalNode, PeerHello, PeerLinkHandlers } from '../../src/env/link.ts';
+import type { LinkFrameKind, LinkMessage, Role } from '../../src/env/messages.ts';
+import { VNET_HDR_BYTES } from '../../src/limits.ts';
 
 /** One received frame, copied: its virtio-net header too. */
 export interface RecordedFrame {

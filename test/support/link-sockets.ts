@@ -1,5 +1,5 @@
 /**
- * Links over loopback sockets for the link's tests, with their cleaning up. Not shipped code.
+ * Links over loopback sockets for the link's tests, with their cleaning up.
  *
  * @module
  */
@@ -8,14 +8,14 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { encodeHello } from '../codec/link-encode.ts';
-import type { PeerHello } from '../env/link.ts';
-import type { Role } from '../env/messages.ts';
+import { encodeHello } from '../../src/codec/link-encode.ts';
+import type { PeerHello } from '../../src/env/link.ts';
+import type { Role } from '../../src/env/messages.ts';
 import { ConnectingLink } from './connect.ts';
 import type { LinkOptions } from './core.ts';
+import { frameOf, nodeOf, Recorder, until } from './link-recorder.ts';
 import { ListeningLink } from './listen.ts';
 import { type LinkSecurityOptions, loadLinkSecurity } from './security.ts';
-import { frameOf, nodeOf, Recorder, until } from './test-peers.ts';
 
 /** Peer timeout of the links here: short, for tests of silence. */
 export const TIMEOUT_US = 400_000;

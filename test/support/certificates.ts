@@ -1,6 +1,6 @@
 /**
  * X.509 certificates for the link's tests, made at run time (RFC 5280, DER by hand), so that no key
- * lies in the repository and none expires. Not shipped code.
+ * lies in the repository and none expires.
  *
  * @module
  */
