@@ -1,0 +1,286 @@
+/**
+ * What the secondary knows of one flow: the two initial sequence numbers, hence the translation between the guests'
+ * numbers, and where the connection stands, for the moment of a failover. Numbers are the PVM's (those of the wire)
+ * unless a name says otherwise.
+ *
+ * ```text
+ * PVM's SYN (copy from the primary) -- primaryIsn, primarySynTsval --+
+ *   or the client's first ACK: ack - 1                              +--> seqDelta, tsDelta
+ * SVM's SYN ------------------------ secondaryIsn, secondarySynTsval --+
+ * ```
+ *
+ * **Timestamps.** The client keeps the newest TSval that it has seen (TS.Recent) and drops segments with an older one
+ * (PAWS, RFC 7323 §5). It has seen the PVM's, so from the failover on the SVM's must lie beyond. The two clocks tick
+ * alike from the SYNs on (`tsDelta`), but the SVM's may lag, by pauses or because it was restored from a
+ * checkpoint. So the first segment after the failover jumps ahead: TIMESTAMP_MARGIN beyond the translation, and beyond the
+ * newest TSval of the PVM that the client has echoed. A forward jump is harmless to PAWS; the client's echoes are
+ * translated back with the number that was in force when their original was sent, or the SVM would measure the jump as
+ * round-trip time.
+ *
+ * Required reading before changing it: RFC 9293 §3.4 and §3.10.7, RFC 7323 §4 and §5, docs/ARCHITECTURE.md.
+ *
+ * @module
+ */
+import type { FlowEntry } from '../flow/table.ts';
+import type { FrameInfo } from '../wire/frame.ts';
+import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
+import { TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
+import type { TcpOptions } from '../wire/tcp-options.ts';
+import type { RetainedFrame, RetentionOwner } from './retention.ts';
+
+/**
+ * Ticks by which the SVM's timestamps jump ahead at a failover: 16 s of a 1 kHz clock (Linux, FreeBSD), 16 ms of a 1 MHz one.
+ * More than the SVM's clock lags; less than the 30 s that OpenBSD's pf tolerates when it checks timestamps.
+ */
+export const TIMESTAMP_MARGIN = 16_384;
+
+/** Datagrams: only counted, so that the primary's progress can be matched. */
+export class SecondaryDatagramFlow implements FlowEntry, RetentionOwner {
+  readonly kind = 'datagram';
+  slot = -1;
+  retainedFirst: RetainedFrame | undefined = undefined;
+  retainedLast: RetainedFrame | undefined = undefined;
+  /** Datagrams of the SVM in this epoch. */
+  sent = 0;
+}
+
+export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
+  readonly kind = 'tcp';
+  slot = -1;
+  retainedFirst: RetainedFrame | undefined = undefined;
+  retainedLast: RetainedFrame | undefined = undefined;
+  /** End of what was retained last; retransmissions before it are not kept again. */
+  retainedEnd: Seq | undefined = undefined;
+
+  primaryIsn: Seq | undefined = undefined;
+  secondaryIsn: Seq | undefined = undefined;
+  /** Of the client's SYN, or what the SVM's SYN-ACK acknowledges. */
+  clientIsn: Seq | undefined = undefined;
+  primarySynTsval: number | undefined = undefined;
+  secondarySynTsval: number | undefined = undefined;
+  /** SVM to PVM, -2^31..2^31-1. 0 while it is not known. */
+  seqDelta = 0;
+  tsDelta = 0;
+  /** The handshake is over; or it was not seen, because the flow is older than the last commit (delta 0). */
+  isOpen = false;
+  /** It began after the failover: never translated. */
+  isNew = false;
+  /** Counted once: output although the PVM's ISN is unknown. */
+  isUnlearnable = false;
+
+  // Where the connection stands.
+  clientAck: Seq | undefined = undefined;
+  guestEnd: Seq | undefined = undefined;
+  guestAck: Seq | undefined = undefined;
+  guestWindow = 0;
+  /** SVM's clock: newest TSval that it has sent. */
+  guestTsval: number | undefined = undefined;
+  /** Newest TSval of the client, to be echoed. */
+  clientTsval: number | undefined = undefined;
+  /** Newest TSval of the PVM that the client has echoed. */
+  echoedTsval: number | undefined = undefined;
+  /** Ticks beyond `tsDelta` since the failover. */
+  tsJump = 0;
+  /** SVM's TSval of the first segment that jumped. */
+  jumpedAtTsval: number | undefined = undefined;
+  guestMacHigh = 0;
+  guestMacLow = 0;
+  clientMacHigh = 0;
+  clientMacLow = 0;
+  hasGuestFin = false;
+  hasClientFin = false;
+  hasReset = false;
+
+  /** Is the translation known? */
+  get isLearned(): boolean {
+    return this.primaryIsn !== undefined && this.secondaryIsn !== undefined;
+  }
+
+  /** Would forgetting the flow lose a translation? */
+  get isTranslated(): boolean {
+    return this.seqDelta !== 0 || this.tsDelta !== 0;
+  }
+
+  /** Both sides have finished, or one has reset the connection. */
+  get isClosed(): boolean {
+    return this.hasReset || (this.hasGuestFin && this.hasClientFin);
+  }
+
+  // ------------------------------------------------------------------ learning
+
+  /** The PVM's SYN or SYN-ACK. Another ISN than before: the next connection of the same addresses and ports. */
+  onPrimarySyn(info: FrameInfo, options: TcpOptions): void {
+    if (this.primaryIsn === info.seq) return;
+    if (this.isLearned || this.isOpen) this.#beginAnew();
+    this.primaryIsn = info.seq;
+    this.primarySynTsval = options.hasTimestamps ? options.tsval : undefined;
+    this.#learn();
+  }
+
+  /** The SVM's SYN or SYN-ACK, in its own numbers. */
+  onGuestSyn(info: FrameInfo, options: TcpOptions): void {
+    if (this.secondaryIsn === info.seq) return;
+    // When the copy of the PVM's SYN came before, it has begun anew already, and is not lost here.
+    if (this.isOpen || this.secondaryIsn !== undefined) this.#beginAnew();
+    this.secondaryIsn = info.seq;
+    this.secondarySynTsval = options.hasTimestamps ? options.tsval : undefined;
+    if ((info.tcpFlags & TCP_ACK) !== 0) this.clientIsn = seqAdd(info.ack, -1);
+    this.#learn();
+  }
+
+  /** A SYN of the client towards the guest. */
+  onClientSyn(info: FrameInfo): void {
+    if (this.secondaryIsn === undefined && !this.isOpen) this.clientIsn = info.seq;
+  }
+
+  /**
+   * A segment of the client with ACK while the PVM's ISN is unknown: the first one acknowledges just the PVM's SYN, so
+   * `ack - 1` is its ISN. Only where a handshake is under way, and only the segment that completes it.
+   */
+  learnFromClient(info: FrameInfo): void {
+    const { clientIsn } = this;
+    const isSynAck = (info.tcpFlags & TCP_SYN) !== 0 && this.secondaryIsn !== undefined;
+    const completes = clientIsn !== undefined && info.seq === seqAdd(clientIsn, 1);
+    if (isSynAck || completes) {
+      this.primaryIsn = seqAdd(info.ack, -1);
+      this.#learn();
+    } else if (this.secondaryIsn === undefined) {
+      // Not of the handshake that was seen (a forged SYN): the connection is older than the last commit.
+      this.isOpen = true;
+    }
+  }
+
+  /** A connection that begins after the failover: the numbers are the SVM's own. */
+  beginUntranslated(info: FrameInfo): void {
+    if (this.isNew && this.secondaryIsn === info.seq) return;
+    this.#beginAnew();
+    this.secondaryIsn = info.seq;
+    this.isNew = true;
+  }
+
+  #learn(): void {
+    if (this.primaryIsn === undefined || this.secondaryIsn === undefined) return;
+    this.seqDelta = seqDistance(this.secondaryIsn, this.primaryIsn);
+    if (this.primarySynTsval !== undefined && this.secondarySynTsval !== undefined) {
+      this.tsDelta = seqDistance(this.secondarySynTsval, this.primarySynTsval);
+    }
+  }
+
+  #beginAnew(): void {
+    this.primaryIsn = undefined;
+    this.secondaryIsn = undefined;
+    this.clientIsn = undefined;
+    this.primarySynTsval = undefined;
+    this.secondarySynTsval = undefined;
+    this.seqDelta = 0;
+    this.tsDelta = 0;
+    this.isOpen = false;
+    this.isUnlearnable = false;
+    this.retainedEnd = undefined;
+    this.clientAck = undefined;
+    this.guestEnd = undefined;
+    this.guestAck = undefined;
+    this.guestTsval = undefined;
+    this.clientTsval = undefined;
+    this.echoedTsval = undefined;
+    this.tsJump = 0;
+    this.jumpedAtTsval = undefined;
+    this.hasGuestFin = false;
+    this.hasClientFin = false;
+    this.hasReset = false;
+  }
+
+  // ------------------------------------------------------------------ following
+
+  /** A segment of the SVM, translated already; `options` are those it had before (SVM's clock). */
+  followGuest(info: FrameInfo, options: TcpOptions): void {
+    const { view, frameOffset, tcpFlags } = info;
+    if ((tcpFlags & TCP_RST) !== 0) {
+      this.hasReset = true;
+      return;
+    }
+    // A guest that has accepted a RST of the client sends no more on the connection.
+    this.hasReset = false;
+    const hasFin = (tcpFlags & TCP_FIN) !== 0;
+    if (hasFin) this.hasGuestFin = true;
+    const isSyn = (tcpFlags & TCP_SYN) !== 0;
+    if (!isSyn) {
+      const end = seqAdd(info.seq, info.payloadBytes + (hasFin ? 1 : 0));
+      this.guestEnd = this.guestEnd === undefined ? end : seqMax(this.guestEnd, end);
+    }
+    if ((tcpFlags & TCP_ACK) !== 0) {
+      this.guestAck = this.guestAck === undefined ? info.ack : seqMax(this.guestAck, info.ack);
+      this.guestWindow = info.window;
+    }
+    this.clientMacHigh = view.getUint16(frameOffset);
+    this.clientMacLow = view.getUint32(frameOffset + 2);
+    this.guestMacHigh = view.getUint16(frameOffset + 6);
+    this.guestMacLow = view.getUint32(frameOffset + 8);
+    if (options.hasTimestamps) this.guestTsval = newest(this.guestTsval, options.tsval);
+  }
+
+  /** A segment of the client, before it is translated. */
+  followClient(info: FrameInfo, options: TcpOptions): void {
+    const { tcpFlags } = info;
+    if ((tcpFlags & TCP_RST) !== 0) {
+      this.hasReset = true;
+      return;
+    }
+    if ((tcpFlags & TCP_FIN) !== 0) this.hasClientFin = true;
+    if ((tcpFlags & TCP_ACK) === 0) return;
+    this.clientAck = this.clientAck === undefined ? info.ack : seqMax(this.clientAck, info.ack);
+    if (!options.hasTimestamps) return;
+    this.clientTsval = newest(this.clientTsval, options.tsval);
+    if (options.tsecr !== 0 && this.jumpedAtTsval === undefined) {
+      this.echoedTsval = newest(this.echoedTsval, options.tsecr);
+    }
+  }
+
+  // ------------------------------------------------------------------ timestamps
+
+  /**
+   * What the client is told for a TSval of the SVM.
+   *
+   * @param failedOver the client sees it: keep it beyond what the PVM has sent
+   */
+  tsvalForClient(tsval: number, failedOver: boolean): number {
+    if (failedOver && !this.isNew && this.jumpedAtTsval === undefined) this.#jump(tsval);
+    return seqAdd(tsval, this.tsDelta + this.tsJump);
+  }
+
+  /** What the SVM is told for a TSecr of the client: an echo of something that the SVM itself has sent. */
+  tsecrForGuest(tsecr: number): number {
+    if (tsecr === 0) return 0;
+    let own = seqAdd(tsecr, -this.tsDelta);
+    if (this.jumpedAtTsval !== undefined) {
+      const sinceJump = seqAdd(own, -this.tsJump);
+      if (seqBeforeOrEqual(this.jumpedAtTsval, sinceJump)) own = sinceJump;
+    }
+    // The PVM may have been ahead: a time that has not come yet makes the SVM refuse a SYN-ACK (Linux
+    // tcp_rcv_synsent_state_process) or measure nonsense.
+    if (this.guestTsval !== undefined && seqBefore(this.guestTsval, own)) return this.guestTsval;
+    return own;
+  }
+
+  /** The earliest TSval that the client will surely accept after the failover; undefined when it has echoed none. */
+  get tsvalFloor(): number | undefined {
+    return this.echoedTsval === undefined ? undefined : seqAdd(this.echoedTsval, TIMESTAMP_MARGIN);
+  }
+
+  #jump(tsval: number): void {
+    this.tsJump = TIMESTAMP_MARGIN;
+    const jumped = seqAdd(tsval, this.tsDelta + TIMESTAMP_MARGIN);
+    const floor = this.tsvalFloor;
+    if (floor !== undefined && seqBefore(jumped, floor)) {
+      this.tsJump += seqDistance(jumped, floor);
+    }
+    this.jumpedAtTsval = tsval;
+  }
+}
+
+export type SecondaryFlow = SecondaryTcpFlow | SecondaryDatagramFlow;
+
+/** The later of two timestamps (RFC 7323 §5.2 orders them as sequence numbers). */
+function newest(before: number | undefined, value: number): number {
+  return before === undefined ? value : seqMax(before, value);
+}

@@ -1,0 +1,455 @@
+/**
+ * The secondary's flow table, and the translation of every frame that belongs to a flow.
+ *
+ * Entries come from the handshakes that are seen, from the SVM's segments on connections older than the last commit, and
+ * from its datagrams. What a client alone sends makes no established entry, so that forged segments cannot fill
+ * the table. At the limit a flow goes that costs nothing: half-open, closed, or without a difference between the
+ * guests. When only translated ones are left, the primary is asked for a checkpoint, after which none is needed.
+ *
+ * @module
+ */
+import { type Micros, NEVER } from '../base/time.ts';
+import type { FlowStatus } from '../env/engine.ts';
+import type { ProgressEntry } from '../env/messages.ts';
+import {
+  FLOW_CLASS_NAMES,
+  FLOW_CLOSED,
+  FLOW_DATAGRAM,
+  FLOW_ESTABLISHED,
+  FLOW_HALF_OPEN,
+  type FlowClass,
+  FlowTable,
+} from '../flow/table.ts';
+import {
+  adjustClientSegment,
+  adjustGuestSegment,
+  readFragmentTcpHeader,
+} from '../rewrite/adjust.ts';
+import { adjustQuoteForClient, adjustQuoteForGuest, dissectQuote } from '../rewrite/icmp-quote.ts';
+import { hasTcpHeader } from '../rewrite/tcp-frame.ts';
+import { FrameInfo } from '../wire/frame.ts';
+import { IP_PROTOCOL_ICMP, IP_PROTOCOL_ICMPV6, IP_PROTOCOL_TCP } from '../wire/ipv4.ts';
+import { seqAdd, seqBefore, seqBeforeOrEqual, seqDistance } from '../wire/seq.ts';
+import { TCP_ACK, TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
+import { parseTcpOptions, TcpOptions } from '../wire/tcp-options.ts';
+import type { SecondaryConfig } from './config.ts';
+import type { Counters } from './counters.ts';
+import type { RetainedFrame, Retention } from './retention.ts';
+import {
+  SecondaryDatagramFlow,
+  type SecondaryFlow,
+  SecondaryTcpFlow,
+  TIMESTAMP_MARGIN,
+} from './secondary-flow.ts';
+
+/** Counters of the per-frame path. */
+export interface SecondaryCounts {
+  /** Segments whose numbers were changed, in either direction. */
+  adjusted: number;
+  /** Quoted headers inside ICMP errors that were changed. */
+  quotesAdjusted: number;
+}
+
+export class SecondaryFlows {
+  readonly counts: SecondaryCounts = { adjusted: 0, quotesAdjusted: 0 };
+  /** Time of the batch. */
+  nowUs: Micros;
+  /** The SVM's output goes to clients: SYNs are translated too, nothing is retained, new flows stay as they are. */
+  failedOver = false;
+
+  readonly #table: FlowTable<SecondaryFlow>;
+  readonly #retention: Retention;
+  readonly #counters: Counters;
+  readonly #dropped: Counters;
+  readonly #requestCheckpoint: (text: string) => void;
+  readonly #options = new TcpOptions();
+  readonly #quote = new FrameInfo();
+
+  constructor(
+    config: SecondaryConfig,
+    retention: Retention,
+    counters: Counters,
+    dropped: Counters,
+    requestCheckpoint: (text: string) => void,
+    nowUs: Micros,
+  ) {
+    this.#table = new FlowTable<SecondaryFlow>({
+      hashKey: config.hashKey,
+      flowsMax: config.flowsMax,
+      halfOpenMax: config.halfOpenFlowsMax,
+    });
+    this.#retention = retention;
+    this.#counters = counters;
+    this.#dropped = dropped;
+    this.#requestCheckpoint = requestCheckpoint;
+    this.nowUs = nowUs;
+  }
+
+  get size(): number {
+    return this.#table.size;
+  }
+
+  // ------------------------------------------------------------------ SVM output
+
+  /**
+   * Translates a frame of the SVM in place into the PVM's numbers and keeps a copy, until it is confirmed. Before the
+   * failover a SYN stays as it is (docs/ARCHITECTURE.md: the primary takes its number as the SVM's ISN).
+   */
+  onGuest(info: FrameInfo): void {
+    if (info.ipVersion === 0) return;
+    if (info.protocol === IP_PROTOCOL_TCP) {
+      if (hasTcpHeader(info) || (info.isFragment && readFragmentTcpHeader(info))) {
+        this.#onGuestSegment(info);
+      } else this.#retain('datagram', info, undefined, 0);
+      return;
+    }
+    if (isIcmp(info) && dissectQuote(info, this.#quote)) this.#onGuestQuote(info);
+    this.#onGuestDatagram(info);
+  }
+
+  #onGuestSegment(info: FrameInfo): void {
+    const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
+    const isReset = (info.tcpFlags & TCP_RST) !== 0;
+    let flow = this.#findTcp(info, true);
+    // A RST is often the answer to a stray segment: it opens nothing.
+    if (flow === undefined && !isReset) flow = this.#insertTcp(info, true, isSyn);
+    if (flow === undefined) return;
+    const options = this.#parse(info);
+    if (isSyn) this.#onGuestSyn(flow, info, options);
+    else {
+      if (!isReset) this.#onGuestOpen(flow);
+    }
+    if (!isSyn || this.failedOver) this.#translateGuest(flow, info, options);
+    flow.followGuest(info, options);
+    this.#classify(flow);
+    this.#retainSegment(flow, info, isSyn);
+  }
+
+  /** The SVM sends on a connection: its handshake is over, as far as one was seen. */
+  #onGuestOpen(flow: SecondaryTcpFlow): void {
+    if (flow.isOpen) return;
+    if (flow.isLearned || (flow.primaryIsn === undefined && flow.secondaryIsn === undefined)) {
+      flow.isOpen = true;
+    } else if (!flow.isNew && !flow.isUnlearnable) {
+      flow.isUnlearnable = true;
+      this.#counters.add('isnUnknown');
+    }
+  }
+
+  #onGuestSyn(flow: SecondaryTcpFlow, info: FrameInfo, options: TcpOptions): void {
+    if (!this.failedOver) {
+      flow.onGuestSyn(info, options);
+      return;
+    }
+    // A connection whose SYN the PVM had answered, and the SVM only now; or a SYN that is sent again.
+    const isOld =
+      flow.secondaryIsn === info.seq || (flow.secondaryIsn === undefined && !flow.isOpen);
+    if (isOld && flow.primaryIsn !== undefined && !flow.isNew) flow.onGuestSyn(info, options);
+    else flow.beginUntranslated(info);
+  }
+
+  #translateGuest(flow: SecondaryTcpFlow, info: FrameInfo, options: TcpOptions): void {
+    let seqDelta = flow.isLearned ? flow.seqDelta : 0;
+    // RFC 9293 §3.10.7.1: the RST that answers a segment without ACK has sequence number 0, which is no position.
+    const isBareReset = (info.tcpFlags & (TCP_RST | TCP_ACK)) === (TCP_RST | TCP_ACK);
+    if (isBareReset && info.seq === 0) seqDelta = 0;
+    let tsShift = 0;
+    if (options.hasTimestamps) {
+      const tsval = flow.tsvalForClient(options.tsval, this.failedOver);
+      tsShift = seqDistance(options.tsval, tsval);
+    }
+    if (seqDelta === 0 && tsShift === 0) return;
+    adjustGuestSegment(info, seqDelta, tsShift);
+    this.counts.adjusted++;
+  }
+
+  #retainSegment(flow: SecondaryTcpFlow, info: FrameInfo, isSyn: boolean): void {
+    if (this.failedOver) return;
+    if (info.isFragment) {
+      this.#retain('datagram', info, undefined, 0);
+      return;
+    }
+    if (isSyn) {
+      if (flow.retainedFirst === undefined) this.#retain('syn', info, flow, seqAdd(info.seq, 1));
+      return;
+    }
+    const hasFin = (info.tcpFlags & TCP_FIN) !== 0;
+    if (info.payloadBytes === 0 && !hasFin) return;
+    const end = seqAdd(info.seq, info.payloadBytes + (hasFin ? 1 : 0));
+    if (flow.retainedEnd !== undefined && seqBeforeOrEqual(end, flow.retainedEnd)) return;
+    if (flow.clientAck !== undefined && seqBeforeOrEqual(end, flow.clientAck)) return;
+    flow.retainedEnd = end;
+    this.#retain('segment', info, flow, end);
+  }
+
+  #onGuestQuote(info: FrameInfo): void {
+    const flow = this.#table.find(this.#quote, false);
+    if (flow?.kind !== 'tcp' || !flow.isLearned || flow.seqDelta === 0) return;
+    adjustQuoteForClient(info, this.#quote, flow.seqDelta);
+    this.counts.quotesAdjusted++;
+  }
+
+  /** The count goes with the primary's, which joins fragments first: a first fragment stands for its datagram. */
+  #onGuestDatagram(info: FrameInfo): void {
+    if (this.failedOver) return;
+    if (info.isFragment && info.fragmentOffset !== 0) {
+      this.#retain('datagram', info, undefined, 0);
+      return;
+    }
+    let flow = this.#table.find(info, true);
+    if (flow === undefined) {
+      if (!this.#makeRoom(FLOW_DATAGRAM)) {
+        this.#retain('datagram', info, undefined, 0);
+        return;
+      }
+      flow = new SecondaryDatagramFlow();
+      this.#table.insert(info, true, flow, this.nowUs, FLOW_DATAGRAM);
+    } else this.#table.touch(flow, this.nowUs);
+    if (flow.kind !== 'datagram') return;
+    flow.sent++;
+    if (info.isFragment) this.#retain('datagram', info, undefined, 0);
+    else this.#retain('datagram', info, flow, flow.sent);
+  }
+
+  #retain(
+    kind: 'segment' | 'syn' | 'datagram',
+    info: FrameInfo,
+    owner: SecondaryFlow | undefined,
+    end: number,
+  ): void {
+    if (!this.failedOver) this.#retention.add(kind, info, owner, end, this.nowUs);
+  }
+
+  // ------------------------------------------------------------------ client frames
+
+  /**
+   * Translates a client's frame in place into the SVM's numbers. False (and counted) when it must not be delivered.
+   */
+  onClient(info: FrameInfo): boolean {
+    if (info.ipVersion === 0) return true;
+    if (info.protocol === IP_PROTOCOL_TCP) {
+      if (hasTcpHeader(info) || (info.isFragment && readFragmentTcpHeader(info))) {
+        return this.#onClientSegment(info);
+      }
+      return true;
+    }
+    if (isIcmp(info) && dissectQuote(info, this.#quote)) this.#onClientQuote(info);
+    return true;
+  }
+
+  #onClientSegment(info: FrameInfo): boolean {
+    const flags = info.tcpFlags;
+    let flow = this.#findTcp(info, false);
+    if ((flags & (TCP_SYN | TCP_ACK)) === TCP_SYN) {
+      if (flow === undefined && !this.failedOver) flow = this.#insertTcp(info, false, true);
+      flow?.onClientSyn(info);
+      return true;
+    }
+    if (flow === undefined) return true;
+    if (!flow.isOpen && (flags & TCP_ACK) !== 0 && (flags & TCP_RST) === 0) {
+      if (flow.primaryIsn === undefined && !flow.isNew) flow.learnFromClient(info);
+      if (flow.primaryIsn !== undefined && flow.secondaryIsn === undefined) {
+        // Its numbers cannot be translated yet, and the SVM would answer a wrong ACK by a RST. The client repeats.
+        this.#dropped.add('client-before-guest-syn');
+        return false;
+      }
+      if ((flags & TCP_SYN) === 0 && (flow.isLearned || flow.isNew)) flow.isOpen = true;
+    }
+    const options = this.#parse(info);
+    flow.followClient(info, options);
+    if ((flags & TCP_ACK) !== 0) {
+      if (flow.retainedFirst !== undefined) this.#retention.confirmSegments(flow, info.ack);
+      this.#translateClient(flow, info, options);
+    }
+    this.#classify(flow);
+    return true;
+  }
+
+  #translateClient(flow: SecondaryTcpFlow, info: FrameInfo, options: TcpOptions): void {
+    if (flow.isNew) return;
+    const seqDelta = flow.isLearned ? flow.seqDelta : 0;
+    let tsShift = 0;
+    if (options.hasTimestamps) {
+      tsShift = seqDistance(flow.tsecrForGuest(options.tsecr), options.tsecr);
+    }
+    if (seqDelta === 0 && tsShift === 0) return;
+    adjustClientSegment(info, seqDelta, tsShift);
+    this.counts.adjusted++;
+  }
+
+  #onClientQuote(info: FrameInfo): void {
+    const flow = this.#table.find(this.#quote, true);
+    if (flow?.kind !== 'tcp' || !flow.isLearned || flow.seqDelta === 0) return;
+    adjustQuoteForGuest(info, this.#quote, flow.seqDelta);
+    this.counts.quotesAdjusted++;
+  }
+
+  // ------------------------------------------------------------------ the primary's messages
+
+  /** A copy of the PVM's SYN or SYN-ACK. */
+  onPrimarySyn(info: FrameInfo): void {
+    if (!hasTcpHeader(info) || (info.tcpFlags & TCP_SYN) === 0) {
+      this.#dropped.add('primary-syn-malformed');
+      return;
+    }
+    const flow = this.#findTcp(info, true) ?? this.#insertTcp(info, true, true);
+    if (flow === undefined) return;
+    flow.onPrimarySyn(info, this.#parse(info));
+    if ((info.tcpFlags & TCP_ACK) !== 0 && flow.clientIsn === undefined) {
+      flow.clientIsn = seqAdd(info.ack, -1);
+    }
+    this.#classify(flow);
+  }
+
+  /** What the primary has released. */
+  onProgress(entry: ProgressEntry): void {
+    const flow = this.#table.findKey(entry);
+    if (flow?.retainedFirst === undefined) return;
+    if (flow.kind === 'tcp') this.#retention.confirmSegments(flow, entry.position);
+    else this.#retention.confirmDatagrams(flow, entry.position);
+  }
+
+  /** After a commit nothing differs: all is forgotten. Precondition: nothing is retained. */
+  clear(): void {
+    this.#table.clear();
+  }
+
+  // ------------------------------------------------------------------ failover
+
+  /**
+   * Makes a retained frame fit to be sent after the failover: translates a SYN, and brings timestamps beyond what the
+   * client has seen. `info` describes the frame.
+   */
+  prepareRetained(entry: RetainedFrame, info: FrameInfo): void {
+    const flow = entry.owner;
+    if (!(flow instanceof SecondaryTcpFlow) || !hasTcpHeader(info)) return;
+    const options = this.#parse(info);
+    const seqDelta = entry.kind === 'syn' && flow.isLearned ? flow.seqDelta : 0;
+    let tsShift = 0;
+    if (options.hasTimestamps && !flow.isNew) {
+      tsShift = TIMESTAMP_MARGIN + (entry.kind === 'syn' ? flow.tsDelta : 0);
+      const floor = flow.tsvalFloor;
+      const tsval = seqAdd(options.tsval, tsShift);
+      if (floor !== undefined && seqBefore(tsval, floor)) tsShift += seqDistance(tsval, floor);
+    }
+    adjustGuestSegment(info, seqDelta, tsShift);
+  }
+
+  /** All flows, for the probes. */
+  values(): IterableIterator<SecondaryFlow> {
+    return this.#table.values();
+  }
+
+  /** The key of a flow in the table. */
+  key(flow: SecondaryFlow): ReturnType<FlowTable<SecondaryFlow>['key']> {
+    return this.#table.key(flow);
+  }
+
+  // ------------------------------------------------------------------ time, looking
+
+  expire(nowUs: Micros): void {
+    this.#table.expire(
+      nowUs,
+      () => true,
+      (flow) => {
+        this.#retention.forget(flow);
+        this.#counters.add('flowsAged');
+      },
+    );
+  }
+
+  nextUs(): Micros {
+    return this.#table.size === 0 ? NEVER : this.#table.nextExpiryUs();
+  }
+
+  list(countMax: number): FlowStatus[] {
+    const list: FlowStatus[] = [];
+    for (const flow of this.#table.values()) {
+      if (list.length >= countMax) break;
+      let heldFrames = 0;
+      let heldBytes = 0;
+      for (let entry = flow.retainedFirst; entry !== undefined; entry = entry.newerInFlow) {
+        heldFrames++;
+        heldBytes += entry.frame.slotBytes;
+      }
+      list.push({
+        flow: this.#table.describeFlow(flow),
+        tcpState: FLOW_CLASS_NAMES[this.#table.classOf(flow)] ?? '',
+        heldFrames,
+        heldBytes,
+        detail: flow.kind === 'tcp' ? tcpDetail(flow) : { sent: flow.sent },
+      });
+    }
+    return list;
+  }
+
+  // ------------------------------------------------------------------ table
+
+  #parse(info: FrameInfo): TcpOptions {
+    const start = info.l4Offset + TCP_HEADER_BYTES_MIN;
+    parseTcpOptions(info.view, start, info.l4Offset + info.tcpHeaderBytes, this.#options);
+    return this.#options;
+  }
+
+  #findTcp(info: FrameInfo, guestIsSource: boolean): SecondaryTcpFlow | undefined {
+    const flow = this.#table.find(info, guestIsSource);
+    if (flow?.kind !== 'tcp') return undefined;
+    return flow;
+  }
+
+  #insertTcp(
+    info: FrameInfo,
+    guestIsSource: boolean,
+    isSyn: boolean,
+  ): SecondaryTcpFlow | undefined {
+    const flowClass = isSyn ? FLOW_HALF_OPEN : FLOW_ESTABLISHED;
+    if (!this.#makeRoom(flowClass)) return undefined;
+    const flow = new SecondaryTcpFlow();
+    flow.isOpen = !isSyn;
+    this.#table.insert(info, guestIsSource, flow, this.nowUs, flowClass);
+    return flow;
+  }
+
+  #makeRoom(flowClass: FlowClass): boolean {
+    const hasRoom = this.#table.makeRoom(
+      flowClass,
+      this.nowUs,
+      (flow) => this.#canEvict(flow),
+      (flow) => {
+        this.#retention.forget(flow);
+        this.#counters.add('flowsEvicted');
+      },
+    );
+    if (!hasRoom) {
+      this.#counters.add('flowsFull');
+      this.#requestCheckpoint('flow table full of translated flows');
+    }
+    return hasRoom;
+  }
+
+  /** May the flow be forgotten although it is in use? */
+  #canEvict(flow: SecondaryFlow): boolean {
+    if (flow.kind === 'datagram' || !flow.isOpen || flow.isClosed) return true;
+    return !flow.isTranslated && flow.retainedFirst === undefined;
+  }
+
+  #classify(flow: SecondaryTcpFlow): void {
+    let flowClass: FlowClass = FLOW_HALF_OPEN;
+    if (flow.isClosed) flowClass = FLOW_CLOSED;
+    else if (flow.isOpen) flowClass = FLOW_ESTABLISHED;
+    this.#table.setClass(flow, flowClass, this.nowUs);
+  }
+}
+
+function isIcmp(info: FrameInfo): boolean {
+  return info.protocol === IP_PROTOCOL_ICMP || info.protocol === IP_PROTOCOL_ICMPV6;
+}
+
+function tcpDetail(flow: SecondaryTcpFlow): FlowStatus['detail'] {
+  return {
+    learned: flow.isLearned,
+    seqDelta: flow.seqDelta,
+    tsDelta: flow.tsDelta + flow.tsJump,
+    new: flow.isNew,
+  };
+}
