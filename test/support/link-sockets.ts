@@ -11,11 +11,11 @@ import { join } from 'node:path';
 import { encodeHello } from '../../src/codec/link-encode.ts';
 import type { PeerHello } from '../../src/env/link.ts';
 import type { Role } from '../../src/env/messages.ts';
-import { ConnectingLink } from './connect.ts';
-import type { LinkOptions } from './core.ts';
+import { ConnectingLink } from '../../src/link/connect.ts';
+import type { LinkOptions } from '../../src/link/core.ts';
+import { ListeningLink } from '../../src/link/listen.ts';
+import { type LinkSecurityOptions, loadLinkSecurity } from '../../src/link/security.ts';
 import { frameOf, nodeOf, Recorder, until } from './link-recorder.ts';
-import { ListeningLink } from './listen.ts';
-import { type LinkSecurityOptions, loadLinkSecurity } from './security.ts';
 
 /** Peer timeout of the links here: short, for tests of silence. */
 export const TIMEOUT_US = 400_000;
