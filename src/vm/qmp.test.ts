@@ -1,0 +1,455 @@
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { FakeQemu } from '../../test/support/fake-qemu.ts';
+import { RecordingNode } from '../../test/support/recording-node.ts';
+import type { ProxyEvent, Role } from '../env/messages.ts';
+import { QmpVmDriver, type QmpVmOptions } from './qmp.ts';
+
+let directory = '';
+let cleanUps: (() => unknown)[] = [];
+
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'colo-qmp-'));
+});
+
+afterEach(async () => {
+  for (const cleanUp of cleanUps.reverse()) await cleanUp();
+  cleanUps = [];
+  rmSync(directory, { recursive: true });
+});
+
+const sleep = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+async function until(condition: () => boolean): Promise<void> {
+  while (!condition()) await sleep(2);
+}
+
+/** A driver and its QEMU; `colo` puts QEMU into COLO before the driver comes. */
+async function setUp(role: Role, options: Partial<QmpVmOptions> & { colo?: boolean } = {}) {
+  const qemu = new FakeQemu(join(directory, 'qmp.sock'));
+  if (options.colo === true) qemu.behaviour.colo = { mode: role, reason: 'none' };
+  await qemu.start();
+  cleanUps.push(() => qemu.stop());
+  const node = new RecordingNode();
+  const driver = new QmpVmDriver({
+    endpoint: { kind: 'unix', path: qemu.path },
+    role,
+    commandTimeoutUs: 100_000,
+    reconnectMinUs: 10_000,
+    stopTimeoutUs: 60_000,
+    resumeTimeoutUs: 150_000,
+    ...options,
+  });
+  cleanUps.push(() => driver.close());
+  await driver.start(node);
+  const state = () => driver.status()['state'];
+  await until(() => state() === (options.colo === true ? 'running' : 'idle'));
+  await until(() => qemu.commands.length >= 5);
+  const event = (kind: ProxyEvent['kind'], fields?: ProxyEvent['fields']) =>
+    driver.onEvent({ atUs: 0, kind, text: kind, ...(fields === undefined ? {} : { fields }) });
+  /** How often the checkpoint was asked for. */
+  const requests = () => qemu.commands.filter((c) => c.startsWith('migrate-set-parameters')).length;
+  return { qemu, node, driver, state, event, requests };
+}
+
+describe('QmpVmDriver on the primary: checkpoints', () => {
+  test('tells the checkpoint with which COLO starts', async () => {
+    const { qemu, node, state } = await setUp('primary');
+    qemu.startColo('primary');
+    await until(() => state() === 'running' && node.commands.length === 2);
+    expect(node.commands).toEqual(['begin', 'commit']);
+    expect(node.reports).toContain('QMP: idle -> running: MIGRATION colo');
+    expect(node.reports).toContain('QMP: running -> stopped: STOP');
+    expect(node.reports).toContain('QMP: stopped -> resumed: RESUME');
+  });
+
+  test('asks for one with the value that QEMU has, and turns STOP and RESUME into begin and commit', async () => {
+    const { qemu, node, driver } = await setUp('primary', { colo: true });
+    driver.requestCheckpoint();
+    await until(() => node.commands.length === 2);
+    expect(node.commands).toEqual(['begin', 'commit']);
+    expect(qemu.commands).toContain('migrate-set-parameters 60000');
+  });
+
+  test('tells one that QEMU makes by itself', async () => {
+    const { qemu, node } = await setUp('primary', { colo: true });
+    qemu.checkpoint();
+    await until(() => node.commands.length === 2);
+    expect(node.commands).toEqual(['begin', 'commit']);
+  });
+
+  test('holds a request that arises during one until RESUME, where QEMU would swallow it', async () => {
+    const { qemu, node, driver, state, requests } = await setUp('primary', { colo: true });
+    qemu.behaviour.resumeMs = 30;
+    driver.requestCheckpoint();
+    await until(() => state() === 'stopped');
+    driver.requestCheckpoint();
+    driver.requestCheckpoint();
+    await sleep(10);
+    expect(requests()).toBe(1);
+    await until(() => node.commands.length === 4);
+    expect(node.commands).toEqual(['begin', 'commit', 'begin', 'commit']);
+    expect(requests()).toBe(2);
+  });
+
+  test('repeats a request that was answered but swallowed', async () => {
+    const { qemu, node, driver, requests } = await setUp('primary', { colo: true });
+    qemu.behaviour.swallow = 2;
+    driver.requestCheckpoint();
+    await until(() => node.commands.length === 2);
+    expect(requests()).toBe(3);
+    expect(driver.status()['requestsSwallowed']).toBe(2);
+  });
+
+  test('reports a request that QEMU refuses, and listens to the next', async () => {
+    const { qemu, node, driver } = await setUp('primary', { colo: true });
+    qemu.behaviour.refuse.add('migrate-set-parameters');
+    driver.requestCheckpoint();
+    await until(() => node.reports.some((text) => text.includes('did not take the checkpoint')));
+    qemu.behaviour.refuse.clear();
+    driver.requestCheckpoint();
+    await until(() => node.commands.length === 2);
+  });
+
+  test('keeps a request until COLO is entered, which answers it', async () => {
+    const { qemu, node, driver, requests } = await setUp('primary');
+    driver.requestCheckpoint();
+    await sleep(20);
+    expect(requests()).toBe(0);
+    qemu.startColo('primary');
+    await until(() => node.commands.length === 2);
+    await sleep(20);
+    expect(requests()).toBe(0);
+    expect(node.commands).toEqual(['begin', 'commit']);
+  });
+});
+
+describe('QmpVmDriver on the primary: what is not a checkpoint', () => {
+  test('does not commit a pause that copied nothing', async () => {
+    const { qemu, node } = await setUp('primary', { colo: true });
+    qemu.behaviour.sendsPass = false;
+    qemu.checkpoint();
+    await until(() => node.commands.length === 2);
+    expect(node.commands).toEqual([
+      'begin',
+      'abort: the guest was stopped and resumed without a checkpoint',
+    ]);
+  });
+
+  test('does not take MIGRATION_PASS from outside of a pause as evidence', async () => {
+    const { qemu, node } = await setUp('primary', { colo: true });
+    qemu.behaviour.sendsPass = false;
+    qemu.event('MIGRATION_PASS', { pass: 9 });
+    qemu.checkpoint();
+    await until(() => node.commands.length === 2);
+    expect(node.commands[1]).toMatch(/^abort/);
+  });
+
+  test('tells nothing of STOP and RESUME outside of COLO', async () => {
+    const { qemu, node } = await setUp('primary');
+    qemu.checkpoint();
+    await sleep(30);
+    expect(node.commands).toEqual([]);
+  });
+
+  test('commits a late begin only with a further checkpoint', async () => {
+    const { qemu, node, driver } = await setUp('primary', { colo: true });
+    // STOP and RESUME arrive together, because this process was busy: the guest runs again.
+    const before = Date.now() * 1_000 - 5_000;
+    const stamp = (us: number) => ({ seconds: Math.floor(us / 1e6), microseconds: us % 1e6 });
+    const line = (event: string, us: number) => JSON.stringify({ timestamp: stamp(us), event });
+    qemu.raw(
+      `${line('STOP', before)}\r\n${line('MIGRATION_PASS', before)}\r\n${line('RESUME', before + 2_000)}\r\n`,
+    );
+    await until(() => node.commands.includes('commit'));
+    expect(node.commands).toEqual(['begin', 'begin', 'commit']);
+    expect(driver.status()).toMatchObject({ late: 1, committed: 1, requestsSent: 1 });
+  });
+
+  test('does not commit when the node refused to begin', async () => {
+    const { qemu, node } = await setUp('primary', { colo: true });
+    node.answers['begin'] = { ok: false, error: 'no secondary' };
+    qemu.checkpoint();
+    await until(() => node.reports.includes('The node refused to begin: no secondary'));
+    expect(node.commands).toEqual(['begin']);
+  });
+
+  test('begins the next checkpoint only when the commit before it is done', async () => {
+    const { qemu, node } = await setUp('primary', { colo: true });
+    let finish = (_: { ok: true }) => {};
+    node.answers['commit'] = new Promise((resolve) => {
+      finish = resolve;
+    });
+    qemu.behaviour.resumeMs = 2;
+    qemu.checkpoint();
+    await until(() => node.commands.length === 2);
+    qemu.behaviour.resumeMs = 40;
+    qemu.checkpoint();
+    await sleep(15);
+    expect(node.commands).toEqual(['begin', 'commit']);
+    delete node.answers['commit'];
+    finish({ ok: true });
+    await until(() => node.commands.length === 4);
+    expect(node.commands).toEqual(['begin', 'commit', 'begin', 'commit']);
+  });
+});
+
+describe('QmpVmDriver on the primary: failures', () => {
+  test('aborts when COLO ends in the midst of a checkpoint, and commits nothing', async () => {
+    const { qemu, node, state } = await setUp('primary', { colo: true });
+    qemu.behaviour.resumeMs = -1;
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    qemu.event('COLO_EXIT', { mode: 'primary', reason: 'error' });
+    qemu.resumeGuest();
+    await until(() => node.commands.length === 2);
+    await sleep(20);
+    expect(node.commands).toEqual([
+      'begin',
+      'abort: QEMU has left COLO: mode primary, reason error',
+    ]);
+    expect(state()).toBe('idle');
+  });
+
+  test('makes the node unprotected when COLO ends between checkpoints', async () => {
+    const { qemu, node } = await setUp('primary', { colo: true });
+    qemu.event('COLO_EXIT', { mode: 'primary', reason: 'request' });
+    await until(() => node.commands.length === 1);
+    expect(node.commands).toEqual(['reset: QEMU has left COLO: mode primary, reason request']);
+  });
+
+  test('aborts when QEMU hangs in a checkpoint, and connects anew', async () => {
+    const { qemu, node, driver } = await setUp('primary', { colo: true });
+    qemu.behaviour.resumeMs = -1;
+    qemu.checkpoint();
+    await until(() => node.commands.length === 2);
+    expect(node.commands[1]).toBe('abort: QEMU did not resume within 150 ms');
+    await until(() => Number(driver.status()['connects']) > 1);
+  });
+
+  test('does not abort at once when QEMU dies in a checkpoint: the secondary may have to take over', async () => {
+    const { qemu, node, state } = await setUp('primary', { colo: true });
+    qemu.behaviour.resumeMs = -1;
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    await qemu.stop();
+    await until(() => state() === 'disconnected');
+    await sleep(30);
+    expect(node.commands).toEqual(['begin']);
+    await until(() => node.commands.length === 2);
+    expect(node.commands[1]).toMatch(/^abort: QEMU did not resume/);
+  });
+
+  test('aborts when QEMU is back after a checkpoint of which the end was not seen', async () => {
+    const { qemu, node, state } = await setUp('primary', {
+      colo: true,
+      resumeTimeoutUs: 5_000_000,
+    });
+    qemu.behaviour.resumeMs = -1;
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    await qemu.stop();
+    qemu.behaviour.isRunning = true;
+    await qemu.start();
+    await until(() => node.commands.length === 2);
+    expect(node.commands[1]).toBe('abort: the connection to QEMU was lost during a checkpoint');
+    await until(() => state() === 'running');
+  });
+
+  test('survives a restart of QEMU', async () => {
+    const { qemu, node, driver, state } = await setUp('primary', { colo: true });
+    await qemu.stop();
+    await until(() => state() === 'disconnected');
+    driver.requestCheckpoint();
+    qemu.behaviour.colo.mode = 'none';
+    await qemu.start();
+    await until(() => state() === 'idle');
+    qemu.startColo('primary');
+    await until(() => node.commands.length === 2);
+    expect(node.commands).toEqual(['begin', 'commit']);
+  });
+
+  test('is not disturbed by garbage, unknown events and answers nobody asked for', async () => {
+    const { qemu, node, driver } = await setUp('primary', { colo: true });
+    qemu.line('garbage');
+    qemu.line('{"event": 7}');
+    qemu.line('[]');
+    qemu.event('SPICE_MIGRATE_COMPLETED');
+    qemu.event('STOP_THE_PRESS', { status: 'colo' });
+    qemu.line('{"return": {}, "id": 99999}');
+    qemu.line('{"error": {"class": "X", "desc": "Y"}}');
+    qemu.event('MIGRATION');
+    qemu.event('COLO_EXIT', { mode: 7 });
+    qemu.event('MIGRATION', { status: 'colo' });
+    qemu.raw('{"event": "RES');
+    qemu.line('UME"}');
+    await until(() => Number(driver.status()['unknownLines']) === 3);
+    expect(driver.status()).toMatchObject({ unknownEvents: 2, lateAnswers: 2 });
+    node.commands.length = 0;
+    qemu.checkpoint();
+    await until(() => node.commands.length === 2);
+    expect(node.commands).toEqual(['begin', 'commit']);
+  });
+
+  test('lets QEMU go on when COLO has failed and the peer is alive', async () => {
+    const { qemu, event } = await setUp('primary', { colo: true });
+    event('peer-up');
+    qemu.event('COLO_EXIT', { mode: 'primary', reason: 'error' });
+    await until(() => qemu.commands.includes('x-colo-lost-heartbeat'));
+  });
+
+  test('waits for the decision when COLO has failed and the peer is lost', async () => {
+    const { qemu, event, state } = await setUp('primary', { colo: true });
+    event('peer-up');
+    event('peer-down');
+    qemu.event('COLO_EXIT', { mode: 'primary', reason: 'error' });
+    await until(() => state() === 'idle');
+    event('arbitration', { decision: 'hold' });
+    await sleep(20);
+    expect(qemu.commands).not.toContain('x-colo-lost-heartbeat');
+    event('arbitration', { decision: 'release' });
+    await until(() => qemu.commands.includes('x-colo-lost-heartbeat'));
+  });
+
+  test('stays in COLO when the node serves alone, unless the guest is stopped', async () => {
+    const { qemu, event, state } = await setUp('primary', { colo: true });
+    event('arbitration', { decision: 'release' });
+    await sleep(20);
+    expect(qemu.commands).not.toContain('x-colo-lost-heartbeat');
+    qemu.behaviour.resumeMs = -1;
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    event('arbitration', { decision: 'release' });
+    await until(() => qemu.commands.includes('x-colo-lost-heartbeat'));
+    await until(() => state() === 'idle');
+  });
+});
+
+describe('QmpVmDriver on the secondary', () => {
+  test('only watches checkpoints', async () => {
+    const { qemu, node, state } = await setUp('secondary', { colo: true });
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    await until(() => state() === 'running');
+    expect(node.commands).toEqual([]);
+  });
+
+  test('tells QEMU when the node has taken over, once', async () => {
+    const { qemu, node, event, state } = await setUp('secondary', { colo: true });
+    qemu.event('COLO_EXIT', { mode: 'secondary', reason: 'error' });
+    await until(() => state() === 'idle');
+    expect(qemu.commands).not.toContain('x-colo-lost-heartbeat');
+    event('failover');
+    await until(() => qemu.commands.includes('x-colo-lost-heartbeat'));
+    await sleep(20);
+    event('failover');
+    await sleep(20);
+    expect(qemu.commands.filter((c) => c === 'x-colo-lost-heartbeat')).toHaveLength(1);
+    expect(node.commands).toEqual([]);
+  });
+
+  test('takes over when somebody else has told QEMU to', async () => {
+    const { qemu, node } = await setUp('secondary', { colo: true });
+    qemu.event('COLO_EXIT', { mode: 'secondary', reason: 'request' });
+    await until(() => node.commands.length === 1);
+    expect(node.commands).toEqual(['failover']);
+  });
+
+  test('takes over when somebody else has told QEMU to after COLO had failed', async () => {
+    const { qemu, node, state } = await setUp('secondary', { colo: true });
+    node.answers['failover'] = { ok: false, error: 'the peer is alive' };
+    qemu.event('COLO_EXIT', { mode: 'secondary', reason: 'error' });
+    await until(() => state() === 'idle');
+    qemu.behaviour.colo = { mode: 'none', reason: 'request' };
+    qemu.checkpoint();
+    await until(() => node.commands.length === 1);
+    expect(node.commands).toEqual(['failover']);
+    await until(() => node.reports.some((text) => text.includes('refused to take over')));
+  });
+
+  test('tells a QEMU that could not be reached at the takeover as soon as it can', async () => {
+    const { qemu, event, state } = await setUp('secondary', { colo: true });
+    await qemu.stop();
+    await until(() => state() === 'disconnected');
+    event('failover');
+    await qemu.start();
+    await until(() => qemu.commands.includes('x-colo-lost-heartbeat'));
+  });
+
+  test('yanks the migration of a QEMU that does not answer the takeover', async () => {
+    const { qemu, event } = await setUp('secondary', { colo: true });
+    qemu.behaviour.mute.add('x-colo-lost-heartbeat');
+    event('failover');
+    await until(() => qemu.commands.includes('yank'));
+    qemu.behaviour.mute.clear();
+    await until(() => qemu.commands.filter((c) => c === 'x-colo-lost-heartbeat').length === 2);
+  });
+});
+
+describe('QmpVmDriver and its connection', () => {
+  test('waits for a QEMU that is started later, and says so once', async () => {
+    const qemu = new FakeQemu(join(directory, 'qmp.sock'));
+    const node = new RecordingNode();
+    const driver = new QmpVmDriver({
+      endpoint: { kind: 'unix', path: qemu.path },
+      role: 'primary',
+      reconnectMinUs: 5_000,
+    });
+    cleanUps.push(() => driver.close());
+    await driver.start(node);
+    await until(() => Number(driver.status()['connects']) >= 3);
+    expect(node.reports).toEqual([expect.stringMatching(/^Cannot reach QEMU yet: .*ENOENT/)]);
+    await qemu.start();
+    cleanUps.push(() => qemu.stop());
+    await until(() => driver.status()['state'] === 'idle');
+  });
+
+  test('tries again when the monitor serves another client', async () => {
+    const qemu = new FakeQemu(join(directory, 'qmp.sock'));
+    qemu.behaviour.isSilent = true;
+    await qemu.start();
+    cleanUps.push(() => qemu.stop());
+    const { QmpClient } = await import('./qmp-client.ts');
+    const downs: string[] = [];
+    const ups: string[] = [];
+    const client = new QmpClient({
+      endpoint: { kind: 'unix', path: qemu.path },
+      handlers: {
+        onUp: (version) => ups.push(version),
+        onDown: (reason) => downs.push(reason),
+        onEvent: () => undefined,
+      },
+      greetingTimeoutUs: 30_000,
+      reconnectMinUs: 5_000,
+    });
+    cleanUps.push(() => client.close());
+    client.start();
+    expect(await client.execute('query-status')).toMatchObject({
+      ok: false,
+      failure: 'disconnected',
+    });
+    await until(() => downs.length === 1);
+    expect(downs[0]).toMatch(/no greeting in 30 ms/);
+    qemu.behaviour.isSilent = false;
+    await until(() => ups.length === 1);
+    expect(ups).toEqual(['7.2.22']);
+    qemu.behaviour.mute.add('query-status');
+    const slow = client.execute('query-status', undefined, 20_000);
+    expect(await slow).toMatchObject({ ok: false, failure: 'timeout' });
+    const lost = client.execute('query-status');
+    client.reconnect('test');
+    expect(await lost).toMatchObject({ ok: false, failure: 'disconnected', text: 'test' });
+  });
+
+  test('says when the QEMU has the other role', async () => {
+    const { qemu, node } = await setUp('primary');
+    qemu.behaviour.colo.mode = 'secondary';
+    await qemu.stop();
+    await qemu.start();
+    const text = 'This QEMU is the secondary of its pair, and this node the primary';
+    await until(() => node.reports.includes(text));
+    expect(node.commands).toEqual([]);
+  });
+});
