@@ -3,17 +3,31 @@
  *
  * @module
  */
+import { type Asked, note, serveChannel } from '../messages.ts';
 import { Guest } from './guest.ts';
-import type { GuestCommand, GuestMessage } from './protocol.ts';
 
-const guest = new Guest((token) => say({ type: 'token', token }));
+/** What the lab may ask of a guest. */
+export type GuestRequest =
+  | { readonly type: 'freeze' | 'resume' | 'take' }
+  | { readonly type: 'load'; readonly image: Uint8Array }
+  /** The kernel sends nothing (or again) while the services go on: a dead cable. */
+  | { readonly type: 'mute' | 'unmute' };
 
-function say(message: GuestMessage): void {
-  process.send?.(message);
+export interface GuestReply {
+  /** Answer to `take`. */
+  readonly image?: Uint8Array;
+  readonly connections: number;
 }
 
-function carryOut(command: GuestCommand): Uint8Array | undefined {
-  switch (command.type) {
+/** Said unasked: a token that the other guest cannot know. */
+export interface TokenNote {
+  readonly token: string;
+}
+
+const guest = new Guest((token) => note({ token } satisfies TokenNote));
+
+function carryOut(request: GuestRequest): Uint8Array | undefined {
+  switch (request.type) {
     case 'freeze':
       guest.freeze();
       return undefined;
@@ -23,28 +37,17 @@ function carryOut(command: GuestCommand): Uint8Array | undefined {
     case 'take':
       return guest.take();
     case 'load':
-      guest.load(command.image);
+      guest.load(request.image);
       return undefined;
     case 'mute':
-      guest.mute(true);
-      return undefined;
     case 'unmute':
-      guest.mute(false);
+      guest.mute(request.type === 'mute');
       return undefined;
   }
 }
 
-process.on('message', (command: GuestCommand) => {
-  let image: Uint8Array | undefined;
-  let error: string | undefined;
-  try {
-    image = carryOut(command);
-  } catch (cause) {
-    error = cause instanceof Error ? (cause.stack ?? cause.message) : String(cause);
-  }
-  say({ type: 'reply', id: command.id, error, image, connections: guest.connectionCount });
-});
-// The lab is gone: so is the machine.
-process.on('disconnect', () => process.exit(0));
 guest.start();
-say({ type: 'ready' });
+serveChannel((request: Asked): GuestReply => {
+  const image = carryOut(request as Asked & GuestRequest);
+  return { ...(image !== undefined && { image }), connections: guest.connectionCount };
+});

@@ -1,0 +1,230 @@
+/**
+ * One set-up of the whole system: topology, both guests, clients, both nodes, and the layer that makes
+ * checkpoints. Every scenario gets a fresh one.
+ *
+ * @module
+ */
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { ColoError } from '../base/error.ts';
+import { Recorder, SilenceWatch } from './capture.ts';
+import type { ClientCalls, ClientRequest, ClientResult } from './client/main.ts';
+import { monotonicMs, sleep } from './clock.ts';
+import { Daemon } from './daemons.ts';
+import { GuestProcess } from './guest-process.ts';
+import { ProcessChannel } from './messages.ts';
+import { labModule } from './program.ts';
+import type { Impairment, RelayReply, RelayRequest } from './relay/main.ts';
+import { buildTopology, closeTopology, type Topology } from './topology.ts';
+import { VmManager } from './vm-manager.ts';
+
+export type Family = 4 | 6;
+
+const SYNC_MS_MAX = 15_000;
+const CLIENT_MS_MAX = 120_000;
+const FAILOVER_MS_MAX = 5_000;
+
+export interface BenchOptions {
+  readonly directory: string;
+  readonly family: Family;
+  /** Undefined: cables that lose nothing. */
+  readonly impairment?: Impairment | undefined;
+  /** Of the impairment. */
+  readonly seed: number;
+}
+
+/** @throws ColoError `COLO_ERR_LAB_SCENARIO` when `condition` does not hold */
+export function expect(condition: boolean, text: string): asserts condition {
+  if (!condition) throw new ColoError('COLO_ERR_LAB_SCENARIO', text);
+}
+
+export class Bench {
+  readonly family: Family;
+  readonly topology: Topology;
+  readonly silence: SilenceWatch;
+  readonly recorder: Recorder;
+  readonly vm: VmManager;
+  pvm: GuestProcess;
+  svm: GuestProcess;
+  primary: Daemon;
+  secondary: Daemon;
+  readonly #options: BenchOptions;
+  readonly #client: ProcessChannel<ClientRequest, ClientResult>;
+  readonly #relay: ProcessChannel<RelayRequest, RelayReply> | undefined;
+  readonly #reached = new Map<number, () => void>();
+  /** Nodes whose end is part of the scenario. */
+  readonly #killed = new Set<Daemon>();
+
+  /** Builds everything and waits until the guest is protected. @throws ColoError */
+  static async start(options: BenchOptions): Promise<Bench> {
+    const bench = new Bench(options);
+    try {
+      await bench.#begin();
+      return bench;
+    } catch (error) {
+      await bench.close();
+      throw error;
+    }
+  }
+
+  private constructor(options: BenchOptions) {
+    const { directory, family, impairment } = options;
+    this.#options = options;
+    this.family = family;
+    mkdirSync(directory, { recursive: true });
+    this.topology = buildTopology({ impaired: impairment !== undefined, plain: false });
+    const { client, switch: switchNs, wire } = this.topology;
+    this.silence = new SilenceWatch(switchNs);
+    this.recorder = new Recorder(switchNs, 'p-client');
+    if (wire !== undefined) this.#relay = new ProcessChannel(fork(wire, 'relay/main'), 'relay');
+    this.pvm = new GuestProcess(this.topology.pvm);
+    this.svm = new GuestProcess(this.topology.svm);
+    this.#client = new ProcessChannel(fork(client, 'client/main'), 'client', (note) => {
+      this.#reached.get((note as { reached: number }).reached)?.();
+    });
+    const requestPipe = join(directory, 'requests');
+    this.vm = new VmManager({
+      pipe: requestPipe,
+      primary: () => this.primary,
+      pvm: () => this.pvm,
+      svm: () => this.svm,
+    });
+    this.primary = new Daemon({
+      role: 'primary',
+      namespace: this.topology.pn,
+      directory,
+      requestPipe,
+    });
+    this.secondary = this.#newSecondary();
+  }
+
+  #newSecondary(): Daemon {
+    const { directory } = this.#options;
+    return new Daemon({ role: 'secondary', namespace: this.topology.sn, directory });
+  }
+
+  async #begin(): Promise<void> {
+    const relay = this.#relay;
+    await Promise.all([
+      this.#client.ready,
+      this.pvm.ready,
+      this.svm.ready,
+      relay?.ready,
+      this.primary.started(),
+      this.secondary.started(),
+    ]);
+    await this.vm.made(1, SYNC_MS_MAX);
+    await this.primary.reaches('protected', SYNC_MS_MAX);
+    await this.secondary.reaches('protected', SYNC_MS_MAX);
+    await this.#awaitCables();
+    const { impairment, seed } = this.#options;
+    if (relay !== undefined && impairment !== undefined) {
+      await relay.ask({ type: 'impair', seed, impairment }, CLIENT_MS_MAX);
+    }
+  }
+
+  /** Bridge ports take a moment until they forward. */
+  async #awaitCables(): Promise<void> {
+    for (let tries = 0; tries < 50; tries++) {
+      const { answered } = await this.client({ type: 'ping', count: 1, bytes: 8, timeoutMs: 100 });
+      if (answered === 1) return;
+    }
+    throw this.primary.failure('The client does not reach the guest');
+  }
+
+  /** Has the clients do something with the guest, over this bench's IP version. */
+  client<Name extends keyof ClientCalls>(
+    request: { readonly type: Name } & Omit<ClientCalls[Name]['request'], 'family'>,
+  ): Promise<ClientCalls[Name]['result']> {
+    const whole = { family: this.family, ...request } as unknown as ClientRequest;
+    return this.#client.ask(whole, CLIENT_MS_MAX) as Promise<ClientCalls[Name]['result']>;
+  }
+
+  /** Resolves when the transfer with this seed has come to its `tellAtBytes`. */
+  reached(seed: number): Promise<void> {
+    return new Promise((resolve) => this.#reached.set(seed, resolve));
+  }
+
+  /** What the relay did so far; undefined without impairment. */
+  async relayCounts(): Promise<RelayReply | undefined> {
+    return this.#relay?.ask({ type: 'count' }, CLIENT_MS_MAX);
+  }
+
+  /**
+   * The primary node dies at one blow: proxy, links and guest. Returns when it happened.
+   */
+  async killPrimaryNode(): Promise<number> {
+    const atMs = monotonicMs();
+    this.#killed.add(this.primary);
+    const gone = this.primary.end('SIGKILL');
+    this.topology.pn.ip(['link set eth0 down', 'link set eth1 down', 'link set tap0 down']);
+    await Promise.all([gone, this.pvm.kill()]);
+    return atMs;
+  }
+
+  /** As the arbiter: waits until the secondary has lost its peer, then lets it serve. Returns when it did. */
+  async failover(): Promise<number> {
+    const index = this.secondary.events.findLastIndex((event) => event.kind === 'peer-up') + 1;
+    await this.secondary.event('peer-down', index, FAILOVER_MS_MAX);
+    this.silence.disarm();
+    await this.secondary.control({ command: 'failover' });
+    return monotonicMs();
+  }
+
+  /** The secondary node dies at one blow. */
+  async killSecondaryNode(): Promise<number> {
+    const atMs = monotonicMs();
+    this.#killed.add(this.secondary);
+    const gone = this.secondary.end('SIGKILL');
+    this.topology.sn.ip(['link set eth0 down', 'link set eth1 down', 'link set tap0 down']);
+    await Promise.all([gone, this.svm.kill()]);
+    return atMs;
+  }
+
+  /** A new secondary node in the place of the dead one, with a new machine. */
+  async reviveSecondaryNode(): Promise<void> {
+    this.topology.sn.ip(['link set eth0 up', 'link set eth1 up', 'link set tap0 up']);
+    this.svm = new GuestProcess(this.topology.svm);
+    this.secondary = this.#newSecondary();
+    await Promise.all([this.svm.ready, this.secondary.started()]);
+  }
+
+  /**
+   * What must hold after every scenario.
+   *
+   * @throws ColoError
+   */
+  check(): void {
+    const broken = this.silence.broken();
+    expect(broken === undefined, broken ?? '');
+    for (const daemon of [this.primary, this.secondary]) {
+      if (daemon.ended !== undefined && !this.#killed.has(daemon)) {
+        throw daemon.failure(`${daemon.role} died`);
+      }
+    }
+    expect(this.vm.failures.length === 0, `checkpoints failed: ${this.vm.failures.join('; ')}`);
+  }
+
+  /** Takes everything down. */
+  async close(): Promise<void> {
+    this.vm.close();
+    const nodes = [this.primary, this.secondary].map((daemon) => daemon.end('SIGKILL'));
+    const relay = this.#relay?.kill();
+    await Promise.all([...nodes, this.pvm.kill(), this.svm.kill(), this.#client.kill(), relay]);
+    this.silence.close();
+    this.recorder.close();
+    closeTopology(this.topology);
+    // Namespaces are taken apart in the background; the next bench should not race with that.
+    await sleep(10);
+  }
+}
+
+function fork(
+  namespace: Topology['client'],
+  module: string,
+): ReturnType<Topology['client']['fork']> {
+  return namespace.fork(labModule(module), [], {
+    stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+    detached: true,
+  });
+}

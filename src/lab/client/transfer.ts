@@ -1,0 +1,194 @@
+/**
+ * Long transfers, down from the guest or up to it, checked byte by byte and by hash.
+ *
+ * @module
+ */
+import { createHash } from 'node:crypto';
+import { createServer, type Socket } from 'node:net';
+import { contentAt, contentChainDigest, contentSha256, firstDifference } from '../content.ts';
+import { GREETING, PORTS } from '../guest/services.ts';
+import { note } from '../messages.ts';
+import { ADDRESSES } from '../topology.ts';
+import { exchange, type Family, getText, openConnection, requestHead } from './http.ts';
+
+export interface TransferRequest {
+  readonly family: Family;
+  readonly direction: 'download' | 'upload';
+  readonly bytes: number;
+  /** Of the content; each transfer of a scenario has its own. */
+  readonly seed: number;
+  /** Who opens the connection; the guest is asked to by a request of its own. */
+  readonly openedBy: 'client' | 'guest';
+  /** Port of the client that the guest connects to; only when the guest opens. */
+  readonly port?: number;
+  /** When so many bytes have gone a note `{ reached: seed }` is sent; 0: never. */
+  readonly tellAtBytes: number;
+  /** Not faster than this; 0: as fast as it goes. */
+  readonly bytesPerSecondMax: number;
+}
+
+export interface TransferResult {
+  readonly bytes: number;
+  readonly sha256Ok: boolean;
+  /** Offset of the first wrong byte; -1: none. */
+  readonly wrongAt: number;
+  /** Longest time without progress. */
+  readonly pauseMs: number;
+  readonly seconds: number;
+}
+
+/** Longest time without progress until the connection counts as dead. */
+const STALL_MS = 30_000;
+const UPLOAD_PIECE_BYTES = 256 * 1024;
+
+/** Rejects when the connection fails (reset, closed early, stalled). */
+export async function transfer(request: TransferRequest): Promise<TransferResult> {
+  const socket =
+    request.openedBy === 'client'
+      ? await openConnection(request.family, PORTS.http)
+      : await openedByGuest(request.family, request.port!);
+  const progress = new Progress(request, socket);
+  try {
+    return request.direction === 'download'
+      ? await download(socket, request, progress)
+      : await upload(socket, request, progress);
+  } finally {
+    progress.stop();
+    socket.on('error', () => {});
+    socket.end();
+  }
+}
+
+/** Watches how a transfer goes on. */
+class Progress {
+  readonly #request: TransferRequest;
+  readonly #startMs = performance.now();
+  readonly #timer: NodeJS.Timeout;
+  #lastMs = performance.now();
+  #pauseMs = 0;
+  #told = false;
+
+  constructor(request: TransferRequest, socket: Socket) {
+    this.#request = request;
+    this.#timer = setInterval(() => {
+      if (performance.now() - this.#lastMs > STALL_MS) socket.destroy(new Error('stalled'));
+    }, 1_000);
+  }
+
+  at(bytes: number): void {
+    const nowMs = performance.now();
+    this.#pauseMs = Math.max(this.#pauseMs, nowMs - this.#lastMs);
+    this.#lastMs = nowMs;
+    const { tellAtBytes, seed } = this.#request;
+    if (tellAtBytes > 0 && bytes >= tellAtBytes && !this.#told) {
+      this.#told = true;
+      note({ reached: seed });
+    }
+  }
+
+  /** How long to wait at `bytes` in order not to be faster than asked for. */
+  delayMs(bytes: number): number {
+    const { bytesPerSecondMax } = this.#request;
+    if (bytesPerSecondMax === 0) return 0;
+    return this.#startMs + (bytes / bytesPerSecondMax) * 1_000 - performance.now();
+  }
+
+  result(bytes: number, wrongAt: number, sha256Ok: boolean): TransferResult {
+    const seconds = (performance.now() - this.#startMs) / 1_000;
+    return { bytes, sha256Ok, wrongAt, pauseMs: this.#pauseMs, seconds };
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+}
+
+async function download(
+  socket: Socket,
+  request: TransferRequest,
+  progress: Progress,
+): Promise<TransferResult> {
+  const hash = createHash('sha256');
+  let bytes = 0;
+  let wrongAt = -1;
+  const head = requestHead('GET', `/bytes/${request.bytes}?seed=${request.seed}`);
+  await exchange(socket, head, (piece) => {
+    hash.update(piece);
+    if (wrongAt < 0) {
+      const at = firstDifference(request.seed, bytes, piece);
+      if (at >= 0) wrongAt = bytes + at;
+    }
+    bytes += piece.length;
+    progress.at(bytes);
+    const delayMs = progress.delayMs(bytes);
+    if (delayMs > 1) {
+      socket.pause();
+      setTimeout(() => socket.resume(), delayMs);
+    }
+  });
+  const sha256 = hash.digest('hex');
+  return progress.result(bytes, wrongAt, sha256 === contentSha256(request.seed, request.bytes));
+}
+
+async function upload(
+  socket: Socket,
+  request: TransferRequest,
+  progress: Progress,
+): Promise<TransferResult> {
+  const parts: Buffer[] = [];
+  const head = requestHead('PUT', '/upload', [`Content-Length: ${request.bytes}`]);
+  const answered = exchange(socket, head, (piece) => parts.push(piece));
+  const sent = sendContent(socket, request, progress);
+  // A connection that fails rejects the exchange; the sender then waits in vain.
+  await Promise.race([sent, answered]);
+  await answered;
+  progress.at(request.bytes);
+  const wanted = `${contentChainDigest(request.seed, request.bytes)} ${request.bytes}\n`;
+  const right = Buffer.concat(parts).toString() === wanted;
+  return progress.result(request.bytes, -1, right);
+}
+
+async function sendContent(
+  socket: Socket,
+  { seed, bytes }: TransferRequest,
+  progress: Progress,
+): Promise<void> {
+  for (let at = 0; at < bytes; ) {
+    const piece = contentAt(seed, at, Math.min(UPLOAD_PIECE_BYTES, bytes - at));
+    // The callback comes when the kernel has taken the piece: with full buffers, when the guest has acknowledged as much.
+    await new Promise<void>((resolve) => socket.write(piece, () => resolve()));
+    at += piece.length;
+    progress.at(at);
+    const delayMs = progress.delayMs(at);
+    if (delayMs > 1) await new Promise((resolve) => setTimeout(resolve, delayMs));
+  }
+}
+
+/** Asks the guest to open a connection to us, and waits for it and its greeting. */
+async function openedByGuest(family: Family, port: number): Promise<Socket> {
+  const server = createServer();
+  const { client } = ADDRESSES[family];
+  await new Promise<void>((resolve) => server.listen(port, client, resolve));
+  const accepted = new Promise<Socket>((resolve) => server.once('connection', resolve));
+  const request = await openConnection(family, PORTS.http);
+  await getText(request, `/open?address=${client}&port=${port}&local=${port}`);
+  request.end();
+  const socket = await accepted;
+  server.close();
+  await expectText(socket, GREETING);
+  return socket;
+}
+
+function expectText(socket: Socket, wanted: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    let text = '';
+    const onData = (bytes: Buffer): void => {
+      text += bytes.toString('latin1');
+      if (text.length < wanted.length) return;
+      socket.off('data', onData).off('error', reject);
+      if (text === wanted) resolve();
+      else reject(new Error(`the guest said ${JSON.stringify(text)}`));
+    };
+    socket.on('data', onData).on('error', reject);
+  });
+}

@@ -1,0 +1,15 @@
+/**
+ * The one clock that all processes of the lab share.
+ *
+ * @module
+ */
+
+/** Milliseconds of CLOCK_MONOTONIC, with microseconds; comparable between processes of one machine. */
+export function monotonicMs(): number {
+  return Number(process.hrtime.bigint() / 1_000n) / 1_000;
+}
+
+/** Resolves after `ms` milliseconds. */
+export function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}

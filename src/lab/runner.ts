@@ -1,0 +1,88 @@
+/**
+ * Runs scenarios one after the other, each on a bench of its own.
+ *
+ * @module
+ */
+import { join } from 'node:path';
+import { Bench, type Family } from './bench.ts';
+import { factsLine, type LabReport, type ScenarioReport, title } from './report.ts';
+import type { Scenario } from './scenario.ts';
+
+export interface RunOptions {
+  readonly scenarios: readonly Scenario[];
+  readonly directory: string;
+  /** Progress for people. */
+  readonly say: (text: string) => void;
+  /** Called with the bench of a failed scenario before it is taken down. */
+  readonly onFailure: (bench: Bench, name: string) => Promise<void>;
+  /** True when the user wants to stop. */
+  readonly stopping: () => boolean;
+}
+
+export async function runScenarios(options: RunOptions): Promise<LabReport> {
+  const startMs = performance.now();
+  const reports: ScenarioReport[] = [];
+  for (const scenario of options.scenarios) {
+    for (const family of scenario.families) {
+      if (options.stopping()) break;
+      reports.push(await runOne(options, scenario, family));
+    }
+  }
+  const seconds = (performance.now() - startMs) / 1_000;
+  return { ok: reports.every((report) => report.ok), seconds, scenarios: reports };
+}
+
+async function runOne(
+  options: RunOptions,
+  scenario: Scenario,
+  family: Family,
+): Promise<ScenarioReport> {
+  const startMs = performance.now();
+  const label = `${scenario.name}-ipv${family}`;
+  const report = {
+    name: scenario.name,
+    family: `ipv${family}`,
+    guest: 'netns',
+    attach: 'packet',
+  } as const;
+  const seconds = (): number => Math.round(performance.now() - startMs) / 1_000;
+  let bench: Bench | undefined;
+  try {
+    bench = await Bench.start({
+      directory: join(options.directory, label),
+      family,
+      impairment: scenario.impairment,
+      seed: family,
+    });
+    const facts = await scenario.run(bench);
+    bench.check();
+    options.say(`ok     ${title(report.name, report.family)} ${factsLine(facts)}\n`);
+    return { ...report, ok: true, seconds: seconds(), facts };
+  } catch (cause) {
+    const error = await explain(bench, cause);
+    options.say(`FAILED ${title(report.name, report.family)} ${error}\n`);
+    if (bench !== undefined) await options.onFailure(bench, label);
+    return { ...report, ok: false, seconds: seconds(), facts: {}, error };
+  } finally {
+    await bench?.close();
+  }
+}
+
+/** The error, and what else went wrong on the bench: often the cause. */
+async function explain(bench: Bench | undefined, cause: unknown): Promise<string> {
+  const lines = [(cause as Error).message];
+  if (bench !== undefined) {
+    try {
+      bench.check();
+    } catch (error) {
+      if ((error as Error).message !== lines[0]) lines.push((error as Error).message);
+    }
+    for (const daemon of [bench.primary, bench.secondary]) {
+      const status = await daemon.status().catch(() => undefined);
+      if (status !== undefined) lines.push(`${daemon.role}: ${JSON.stringify(status)}`);
+    }
+    const requests = bench.vm.requests.map(({ cause: why, flow }) => `${why} ${flow}`.trim());
+    lines.push(`checkpoint requests: ${requests.join(', ') || 'none'}`);
+  }
+  return lines.join('\n    ');
+}

@@ -1,0 +1,27 @@
+/**
+ * What a scenario is.
+ *
+ * @module
+ */
+import type { Bench, Family } from './bench.ts';
+import type { Impairment } from './relay/main.ts';
+
+/** Numbers and truths of a run, with units in their names. */
+export type Facts = Record<string, number | boolean | string>;
+
+export interface Scenario {
+  readonly name: string;
+  /** One line for the user: what is shown. */
+  readonly text: string;
+  readonly families: readonly Family[];
+  readonly impairment?: Impairment;
+  /** Throws when something is not as it must be. */
+  run(bench: Bench): Promise<Facts>;
+}
+
+/** A number with one decimal, for facts. */
+export function tenth(value: number): number {
+  return Math.round(value * 10) / 10;
+}
+
+export const MEGABYTE = 1_000_000;

@@ -1,0 +1,24 @@
+/**
+ * All scenarios, in the order in which they are run.
+ *
+ * @module
+ */
+import type { Scenario } from '../scenario.ts';
+import { divergence } from './divergence.ts';
+import { failoverDownload, failoverGuestOpened, failoverIdle, failoverUpload } from './failover.ts';
+import { lossy } from './lossy.ts';
+import { peerLoss } from './peer-loss.ts';
+import { silentSecondary } from './silent-secondary.ts';
+import { steady } from './steady.ts';
+
+export const SCENARIOS: readonly Scenario[] = [
+  steady,
+  failoverDownload,
+  failoverUpload,
+  failoverIdle,
+  failoverGuestOpened,
+  divergence,
+  silentSecondary,
+  peerLoss,
+  lossy,
+];
