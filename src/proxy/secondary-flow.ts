@@ -108,24 +108,31 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
 
   // ------------------------------------------------------------------ learning
 
-  /** The PVM's SYN or SYN-ACK. Another ISN than before: the next connection of the same addresses and ports. */
-  onPrimarySyn(info: FrameInfo, options: TcpOptions): void {
-    if (this.primaryIsn === info.seq) return;
-    if (this.isLearned || this.isOpen) this.#beginAnew();
+  /**
+   * The PVM's SYN or SYN-ACK. Another ISN than before: the next connection of the same addresses and ports; then it
+   * returns true, and nothing of the last one counts any more.
+   */
+  onPrimarySyn(info: FrameInfo, options: TcpOptions): boolean {
+    if (this.primaryIsn === info.seq) return false;
+    const isNext = this.isLearned || this.isOpen;
+    if (isNext) this.#beginAnew();
     this.primaryIsn = info.seq;
     this.primarySynTsval = options.hasTimestamps ? options.tsval : undefined;
     this.#learn();
+    return isNext;
   }
 
-  /** The SVM's SYN or SYN-ACK, in its own numbers. */
-  onGuestSyn(info: FrameInfo, options: TcpOptions): void {
-    if (this.secondaryIsn === info.seq) return;
+  /** The SVM's SYN or SYN-ACK, in its own numbers. Returns as `onPrimarySyn`. */
+  onGuestSyn(info: FrameInfo, options: TcpOptions): boolean {
+    if (this.secondaryIsn === info.seq) return false;
     // When the copy of the PVM's SYN came before, it has begun anew already, and is not lost here.
-    if (this.isOpen || this.secondaryIsn !== undefined) this.#beginAnew();
+    const isNext = this.isOpen || this.secondaryIsn !== undefined;
+    if (isNext) this.#beginAnew();
     this.secondaryIsn = info.seq;
     this.secondarySynTsval = options.hasTimestamps ? options.tsval : undefined;
     if ((info.tcpFlags & TCP_ACK) !== 0) this.clientIsn = seqAdd(info.ack, -1);
     this.#learn();
+    return isNext;
   }
 
   /** A SYN of the client towards the guest. */

@@ -138,7 +138,7 @@ export class SecondaryFlows {
 
   #onGuestSyn(flow: SecondaryTcpFlow, info: FrameInfo, options: TcpOptions): void {
     if (!this.failedOver) {
-      flow.onGuestSyn(info, options);
+      if (flow.onGuestSyn(info, options)) this.#retention.forget(flow);
       return;
     }
     // A connection whose SYN the PVM had answered, and the SVM only now; or a SYN that is sent again.
@@ -294,7 +294,7 @@ export class SecondaryFlows {
     }
     const flow = this.#findTcp(info, true) ?? this.#insertTcp(info, true, true);
     if (flow === undefined) return;
-    flow.onPrimarySyn(info, this.#parse(info));
+    if (flow.onPrimarySyn(info, this.#parse(info))) this.#retention.forget(flow);
     if ((info.tcpFlags & TCP_ACK) !== 0 && flow.clientIsn === undefined) {
       flow.clientIsn = seqAdd(info.ack, -1);
     }

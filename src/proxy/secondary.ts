@@ -250,7 +250,7 @@ export class SecondaryEngine implements Engine {
         this.#output.sendMessageToPeer({ type: 'checkpoint-committed', epoch: message.epoch });
         return;
       case 'checkpoint-abort':
-        this.#abortCheckpoint(message.reason);
+        this.#onPeerAbort(message.reason);
         return;
       case 'progress':
         if (this.#state !== 'protected') return;
@@ -292,6 +292,10 @@ export class SecondaryEngine implements Engine {
       return refuse('abort a checkpoint', `none has begun, the node is ${this.#state}`);
     }
     this.#abortCheckpoint(reason);
+    // Only the primary knows whether it goes on without protection; perhaps it is dead, and a failover comes next.
+    const why = `checkpoint aborted: ${reason}`;
+    if (!this.#peerUp) this.#setState('unprotected', why);
+    else this.#setState(this.#ready ? 'protected' : 'syncing', why);
     return OK;
   }
 
@@ -463,11 +467,18 @@ export class SecondaryEngine implements Engine {
     this.#takeUpKept();
   }
 
+  /** The SVM is in its old state, and what was kept goes the old way. */
   #abortCheckpoint(reason: string): void {
     if (this.#pendingEpoch === undefined) return;
     this.#event('checkpoint-aborted', reason, { epoch: this.#pendingEpoch });
     this.#pendingEpoch = undefined;
     if (this.#ready) this.#takeUpKept();
+    else this.#clearKept();
+  }
+
+  /** The primary goes on without protection, and syncs anew. */
+  #onPeerAbort(reason: string): void {
+    this.#abortCheckpoint(reason);
     this.#forgetProtection();
     const why = `checkpoint aborted: ${reason}`;
     this.#setState('unprotected', why);
@@ -495,6 +506,10 @@ export class SecondaryEngine implements Engine {
     this.#pendingEpoch = undefined;
     this.#hasRequested = false;
     this.#retention.clear();
+    this.#clearKept();
+  }
+
+  #clearKept(): void {
     this.#keptClient.clear();
     this.#keptGuest.clear();
   }
