@@ -16,7 +16,7 @@ export class Prng {
   #c = 0;
   #counter = 1;
 
-  /** @param seed any integer; its low 53 bits count (64-bit seeds: see `fork`) */
+  /** @param seed integer 0..2^53-1, all of whose bits count; a negative one works too */
   constructor(seed: number) {
     this.#a = 0;
     this.#b = seed | 0;
