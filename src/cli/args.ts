@@ -10,9 +10,10 @@ import { ColoError } from '../base/error.ts';
 import type { Role } from '../env/messages.ts';
 import { CONTROL_FLOWS_MAX, EVENTS_KEPT_MAX } from '../limits.ts';
 import { LOG_LEVELS } from '../observe/levels.ts';
+import type { SimOptions } from '../sim/main.ts';
 import { parseVmSpec } from '../vm/spec.ts';
 import type { CtlCommand, CtlOptions } from './ctl.ts';
-import type { LabOptions, SimOptions } from './experiments.ts';
+import type { LabOptions } from './experiments.ts';
 import type { GivenSettings } from './settings.ts';
 import {
   type PassValue,
@@ -231,10 +232,21 @@ function simCommand(actions: Actions, onExit: (code: number) => void): Command {
   return new Command('sim')
     .description('Simulates the whole system with faults, deterministically; needs no rights')
     .addOption(option('--seed <n>', 'of the first run', integer).default(1))
-    .addOption(option('--runs <n>', 'runs with following seeds', integer).default(1))
-    .addOption(option('--steps <n>', 'length of one run', integer))
+    .addOption(option('--runs <n>', 'runs, with the following seeds', integer).default(1))
+    .addOption(option('--steps <n>', 'events with faults in each run', integer))
+    .option('--twice', 'run each seed twice: both must go the same way')
+    .option('--keep-going', 'go on after a failure')
+    .option('--no-shrink', 'do not search for a shorter run that fails')
+    .option('--capture <file>', 'where the frames of a failing run go (pcapng)')
+    .option('--verbose', 'every event in words, on standard error')
     .option('--json', 'one JSON object at the end, on standard output')
-    .action(async (options: SimOptions) => onExit(await actions.sim(options)));
+    .addHelpText(
+      'after',
+      '\nExit codes: 0, 127 crash, 128 no progress, 129 a guarantee was broken.',
+    )
+    .action(async ({ shrink, ...options }: SimOptions & { readonly shrink: boolean }) =>
+      onExit(await actions.sim({ ...options, isShrinking: shrink })),
+    );
 }
 
 function countOption(count: number, max: number): Option {

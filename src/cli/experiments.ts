@@ -1,5 +1,5 @@
 /**
- * Options of `lab` and `sim`, which run the whole system on one machine: with real packets, or simulated.
+ * Options of `colo-proxy lab`, which runs the whole system on one machine.
  *
  * @module
  */
@@ -9,12 +9,5 @@ export interface LabOptions {
   readonly scenario?: readonly string[];
   readonly list?: boolean;
   readonly keep?: boolean;
-  readonly json?: boolean;
-}
-
-export interface SimOptions {
-  readonly seed: number;
-  readonly runs: number;
-  readonly steps?: number;
   readonly json?: boolean;
 }

@@ -35,7 +35,7 @@ const ACTIONS: Actions = {
   },
   sim: async (options) => {
     const { runSim } = await import('../sim/main.ts');
-    return runSim(options);
+    return runSim(options, { out: PROCESS_IO.out, progress: PROCESS_IO.err });
   },
 };
 
