@@ -1,0 +1,57 @@
+/**
+ * G9, honest state: a node says at any time what it is, announces every change, and never calls itself protected
+ * when it is not: without a committed state on the other side, or with a peer that is gone for longer than the deadline.
+ *
+ * @module
+ */
+import { type Micros, NEVER } from '../../base/time.ts';
+import type { ProxyNode } from '../node.ts';
+import type { Checker, Witness } from './checker.ts';
+import { isUnprotected } from './output-commit.ts';
+
+/** The link's tick, one excused stall (a heartbeat), and the end of a stream that travels. */
+const SLACK_US: Micros = 400_000;
+
+export class HonestChecker implements Checker {
+  readonly guarantee = 'G9';
+  readonly #witness: Witness;
+
+  constructor(witness: Witness) {
+    this.#witness = witness;
+  }
+
+  onSettled(node: ProxyNode): void {
+    const { state } = node.engine;
+    if (state !== node.announcedState) {
+      const text = `${node.name} is ${state}, its last event says ${node.announcedState}`;
+      this.#witness.broken('G9', text);
+    }
+    if (node.engine.status(node.nowUs).reason === '') {
+      this.#witness.broken('G9', `${node.name} is ${state} and does not say why`);
+    }
+  }
+
+  onPulse(): void {
+    const witness = this.#witness;
+    const { primary, secondary, nowUs } = witness;
+    const { state } = primary.engine;
+    if (primary.isAlive && !primary.isHung && !isUnprotected(state)) {
+      if (state === 'protected' && secondary.isAlive && !witness.isSvmSynced) {
+        witness.broken('G9', 'the primary is protected, the SVM holds no state of the PVM');
+      }
+      const sinceUs = Math.max(witness.linkBrokenSinceUs, witness.disturbedUs);
+      const boundUs = 2 * witness.peerTimeoutUs + SLACK_US;
+      if (witness.linkBrokenSinceUs !== NEVER && nowUs - sinceUs > boundUs) {
+        const ms = Math.round((nowUs - sinceUs) / 1000);
+        witness.broken('G9', `the primary is ${state}, its peer is out of reach for ${ms} ms`);
+      }
+    }
+    if (!secondary.isAlive) return;
+    if (secondary.engine.status(secondary.nowUs).failoverReady && !witness.isSvmSynced) {
+      witness.broken(
+        'G9',
+        'the secondary is ready for failover, the SVM holds no state of the PVM',
+      );
+    }
+  }
+}

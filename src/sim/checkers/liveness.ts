@@ -1,0 +1,165 @@
+/**
+ * G6, liveness while faults go on: whatever is held is released or covered by a checkpoint request within the compare
+ * timeout (and the minimum run time between checkpoints). That everything ends well once faults stop is judged by the runner.
+ *
+ * @module
+ */
+import type { Micros } from '../../base/time.ts';
+import type { NodeState } from '../../env/messages.ts';
+import { type IpPacket, PROTOCOL_TCP, parseIp, type SimFrame } from '../net/packet.ts';
+import type { ProxyNode } from '../node.ts';
+import { ACK, FIN, parseSegment, RST, SYN, type TcpSegment } from '../tcp/segment.ts';
+import type { Checker, Witness } from './checker.ts';
+import { isUnprotected } from './output-commit.ts';
+import { datagramFlow, isAfter, isDiscovery, streamKey } from './record.ts';
+
+/** Beyond the timeout: the tick that notices it, and the flush after it. */
+const SLACK_US: Micros = 30_000;
+
+interface Waiting {
+  /** TCP: sequence number after the newest output. Datagrams: how many. */
+  given: number;
+  released: number;
+  sinceUs: Micros;
+  ackGiven: number;
+  ackReleased: number;
+  ackSinceUs: Micros;
+  isTcp: boolean;
+  isKnown: boolean;
+}
+
+export class LivenessChecker implements Checker {
+  readonly guarantee = 'G6';
+  readonly #witness: Witness;
+  readonly #flows = new Map<string, Waiting>();
+  /** Since when nothing excuses waiting. */
+  #freeSinceUs: Micros = 0;
+
+  constructor(witness: Witness) {
+    this.#witness = witness;
+  }
+
+  #flow(key: string, isTcp: boolean): Waiting {
+    let flow = this.#flows.get(key);
+    if (flow === undefined) {
+      flow = {
+        given: 0,
+        released: 0,
+        sinceUs: -1,
+        ackGiven: 0,
+        ackReleased: 0,
+        ackSinceUs: -1,
+        isTcp,
+        isKnown: false,
+      };
+      this.#flows.set(key, flow);
+    }
+    return flow;
+  }
+
+  onGuestInput(node: ProxyNode, frame: SimFrame): void {
+    if (node === this.#witness.primary) this.#note(frame, 'given');
+  }
+
+  onNetOutput(node: ProxyNode, frame: SimFrame, _state: NodeState): void {
+    if (node === this.#witness.primary) this.#note(frame, 'released');
+  }
+
+  #note(frame: SimFrame, what: 'given' | 'released'): void {
+    const packet = parseIp(frame);
+    if (packet === undefined || isDiscovery(packet)) return;
+    if (packet.fragmentOffset > 0 || packet.moreFragments) return;
+    if (packet.protocol !== PROTOCOL_TCP) {
+      this.#noteDatagram(packet, what);
+      return;
+    }
+    const segment = parseSegment(packet.payload);
+    if (segment === undefined) return;
+    const flow = this.#flow(streamKey(packet, segment), true);
+    const isSyn = (segment.flags & SYN) !== 0;
+    if (!flow.isKnown || (isSyn && what === 'given')) this.#restart(flow, segment);
+    if ((segment.flags & RST) === 0) this.#noteSegment(flow, segment, what);
+  }
+
+  #restart(flow: Waiting, segment: TcpSegment): void {
+    if (flow.isKnown && flow.given === (segment.seq + 1) >>> 0) return;
+    flow.isKnown = true;
+    flow.given = segment.seq;
+    flow.released = segment.seq;
+    flow.sinceUs = -1;
+    flow.ackGiven = segment.ack;
+    flow.ackReleased = segment.ack;
+    flow.ackSinceUs = -1;
+  }
+
+  #noteSegment(flow: Waiting, segment: TcpSegment, what: 'given' | 'released'): void {
+    const { nowUs } = this.#witness;
+    const control = (segment.flags & (SYN | FIN)) !== 0 ? 1 : 0;
+    const end = (segment.seq + segment.payload.length + control) >>> 0;
+    if (what === 'given') {
+      if (isAfter(end, flow.given)) flow.given = end;
+      if ((segment.flags & ACK) !== 0 && isAfter(segment.ack, flow.ackGiven))
+        flow.ackGiven = segment.ack;
+    } else {
+      if (isAfter(end, flow.released)) {
+        flow.released = end;
+        flow.sinceUs = -1;
+      }
+      if ((segment.flags & ACK) !== 0 && isAfter(segment.ack, flow.ackReleased)) {
+        flow.ackReleased = segment.ack;
+        flow.ackSinceUs = -1;
+      }
+    }
+    if (isAfter(flow.given, flow.released)) flow.sinceUs = flow.sinceUs < 0 ? nowUs : flow.sinceUs;
+    if (isAfter(flow.ackGiven, flow.ackReleased)) {
+      flow.ackSinceUs = flow.ackSinceUs < 0 ? nowUs : flow.ackSinceUs;
+    }
+  }
+
+  #noteDatagram(packet: IpPacket, what: 'given' | 'released'): void {
+    const flow = this.#flow(datagramFlow(packet), false);
+    flow[what]++;
+    if (what === 'released') flow.sinceUs = -1;
+    if (flow.given > flow.released && flow.sinceUs < 0) flow.sinceUs = this.#witness.nowUs;
+  }
+
+  onPulse(): void {
+    const { primary, isRequestOpen, nowUs, config, disturbedUs } = this.#witness;
+    const isExcused = primary.isHung || isRequestOpen || primary.engine.state === 'checkpointing';
+    if (!primary.isAlive || isExcused) {
+      this.#freeSinceUs = nowUs;
+      return;
+    }
+    const boundUs = isUnprotected(primary.engine.state)
+      ? 0
+      : config.compareTimeoutUs + config.minRunUs;
+    const latestUs = nowUs - boundUs - SLACK_US;
+    // A checkpoint may have taken up what waited; then the bound counts anew from its end.
+    if (Math.max(this.#freeSinceUs, disturbedUs) > latestUs) return;
+    const { dropped } = primary.engine.status(primary.nowUs);
+    if (
+      Object.keys(dropped).some(
+        (reason) => reason.endsWith('-limit') || reason.startsWith('guest-'),
+      )
+    )
+      return;
+    for (const [key, flow] of this.#flows) {
+      if (flow.sinceUs >= 0 && flow.sinceUs < latestUs) {
+        this.#fail(key, 'output', flow.sinceUs);
+        return;
+      }
+      if (flow.ackSinceUs >= 0 && flow.ackSinceUs < latestUs) {
+        this.#fail(key, 'an acknowledgement', flow.ackSinceUs);
+        return;
+      }
+    }
+  }
+
+  #fail(key: string, what: string, sinceUs: Micros): void {
+    const ms = Math.round((this.#witness.nowUs - sinceUs) / 1000);
+    this.#witness.broken(
+      'G6',
+      `${what} of ${key} is held for ${ms} ms and no checkpoint is requested`,
+    );
+  }
+}

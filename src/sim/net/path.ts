@@ -1,0 +1,110 @@
+/**
+ * One direction of a link with its impairments: delay, loss, duplication, reordering, corruption, partition.
+ *
+ * @module
+ */
+import type { Prng } from '../../base/prng.ts';
+import type { Micros } from '../../base/time.ts';
+import { VNET_HDR_BYTES } from '../../limits.ts';
+import type { EventQueue, ScheduledEvent } from '../event-queue.ts';
+import { ETHER_IPV4, ETHER_IPV6, parseHead, type SimFrame } from './packet.ts';
+
+/** Probabilities per frame, and delays. */
+export interface Impairments {
+  delayUsMin: Micros;
+  delayUsMax: Micros;
+  loss: number;
+  duplicate: number;
+  /** A frame that is reordered waits this much longer and lets others pass. */
+  reorder: number;
+  reorderUsMax: Micros;
+  /** One bit among the headers is turned over. */
+  corrupt: number;
+}
+
+/** Bytes after the Ethernet header in which corruption strikes: tag, IP and transport headers with options. */
+const CORRUPTED_BYTES = 80;
+
+/** Frames under way at most; a full queue drops the newest, as a device does. */
+const FRAMES_MAX = 2_000;
+
+export class Path {
+  readonly name: string;
+  readonly impairments: Impairments;
+  /** Nothing passes. */
+  isCut = false;
+  #lastUs: Micros = 0;
+  readonly #underWay = new Set<ScheduledEvent>();
+  readonly #queue: EventQueue;
+  readonly #prng: Prng;
+  readonly #deliver: (frame: SimFrame) => void;
+
+  constructor(
+    name: string,
+    impairments: Impairments,
+    queue: EventQueue,
+    prng: Prng,
+    deliver: (frame: SimFrame) => void,
+  ) {
+    this.name = name;
+    this.impairments = { ...impairments };
+    this.#queue = queue;
+    this.#prng = prng;
+    this.#deliver = deliver;
+  }
+
+  /** Faults stop: only delay remains. */
+  heal(): void {
+    this.isCut = false;
+    this.impairments.loss = 0;
+    this.impairments.duplicate = 0;
+    this.impairments.reorder = 0;
+    this.impairments.corrupt = 0;
+  }
+
+  send(frame: SimFrame): void {
+    const { loss, duplicate } = this.impairments;
+    if (this.isCut || this.#underWay.size >= FRAMES_MAX) return;
+    if (loss > 0 && this.#prng.chance(loss)) return;
+    this.#sendOne(frame);
+    if (duplicate > 0 && this.#prng.chance(duplicate)) this.#sendOne(frame);
+  }
+
+  #sendOne(original: SimFrame): void {
+    const { delayUsMin, delayUsMax, reorder, reorderUsMax, corrupt } = this.impairments;
+    let atUs = this.#queue.nowUs + this.#prng.nextBetween(delayUsMin, delayUsMax);
+    if (reorder > 0 && this.#prng.chance(reorder)) {
+      atUs += this.#prng.nextBelow(reorderUsMax + 1);
+    } else {
+      atUs = Math.max(atUs, this.#lastUs);
+      this.#lastUs = atUs;
+    }
+    const frame = original.slice();
+    if (corrupt > 0 && this.#prng.chance(corrupt)) this.#corrupt(frame);
+    const event = this.#queue.at(atUs, this.name, () => {
+      this.#underWay.delete(event);
+      if (!this.isCut) this.#deliver(frame);
+    });
+    this.#underWay.add(event);
+  }
+
+  /** Everything under way arrives now, in its order. */
+  hurry(): void {
+    const events = [...this.#underWay].sort((a, b) => a.atUs - b.atUs || a.order - b.order);
+    for (const event of events) {
+      event.cancelled = true;
+      event.run();
+    }
+  }
+
+  /** Ethernet has a check sequence of its own, and ARP nothing else: damage that gets through is in IP packets. */
+  #corrupt(frame: SimFrame): void {
+    const etherType = parseHead(frame)?.etherType;
+    if (etherType !== ETHER_IPV4 && etherType !== ETHER_IPV6) return;
+    const start = VNET_HDR_BYTES + 14;
+    const count = Math.min(frame.length - start, CORRUPTED_BYTES);
+    if (count <= 0) return;
+    const at = start + this.#prng.nextBelow(count);
+    frame[at]! ^= 1 << this.#prng.nextBelow(8);
+  }
+}

@@ -1,0 +1,317 @@
+/**
+ * One node: the shipping engine and what the daemon does around it (batches, flushes, ticks, the peer
+ * link's session), in virtual time.
+ *
+ * Memory rules of `src/env/engine.ts` are enforced rather than trusted: received frames are overwritten
+ * after the batch they were lent for, and what the engine hands out is read only when its `flush` has returned, as a
+ * port that sends with one system call would.
+ *
+ * @module
+ */
+import { assert } from '../base/assert.ts';
+import type { Prng } from '../base/prng.ts';
+import { type Micros, NEVER } from '../base/time.ts';
+import type { CommandResult, Engine, EngineOutput } from '../env/engine.ts';
+import type { FrameBuffer } from '../env/frame.ts';
+import type {
+  CheckpointRequest,
+  LinkFrameKind,
+  LinkMessage,
+  NodeState,
+  ProxyEvent,
+  Role,
+} from '../env/messages.ts';
+import { BATCH_FRAMES_MAX, VNET_HDR_BYTES } from '../limits.ts';
+import type { EventQueue, ScheduledEvent } from './event-queue.ts';
+import type { SimFrame } from './net/packet.ts';
+
+/** What the peer link offers a node; see peer-link.ts. */
+export interface NodeLink {
+  sendFrame(
+    kind: LinkFrameKind,
+    epoch: number,
+    buffer: FrameBuffer,
+    offset: number,
+    length: number,
+  ): void;
+  sendMessage(message: LinkMessage): void;
+  flush(): void;
+  onTick(nowUs: Micros): void;
+  nextDeadlineUs(): Micros;
+}
+
+/** What a node tells the world. */
+export interface NodeHooks {
+  toNet(node: ProxyNode, frame: SimFrame, state: NodeState): void;
+  toGuest(node: ProxyNode, frame: SimFrame): void;
+  /** Just before the engine sees a frame of its guest. */
+  onGuestInput(node: ProxyNode, frame: SimFrame): void;
+  onRequest(node: ProxyNode, request: CheckpointRequest): void;
+  onEvent(node: ProxyNode, event: ProxyEvent): void;
+  /** After each batch, tick and command. */
+  onSettled(node: ProxyNode): void;
+  /** Before a peer message that makes the runner drain its guest's port (checkpoint-begin). */
+  drainGuest(node: ProxyNode): void;
+}
+
+type PortName = 'net' | 'guest';
+
+interface Outgoing {
+  readonly to: PortName;
+  readonly buffer: FrameBuffer;
+  readonly offset: number;
+  readonly length: number;
+  /** The engine's state when it handed the frame out. */
+  readonly state: NodeState;
+}
+
+const SCRATCH_BYTES = (VNET_HDR_BYTES + 66_000) * BATCH_FRAMES_MAX;
+const POISON = 0xdb;
+/** Frames that wait for a node that hangs; more are lost, as in a socket's receive buffer. */
+const PORT_FRAMES_MAX = 1_000;
+/** Time from a frame's arrival to the poll that takes it. */
+const POLL_DELAY_US_MAX = 40;
+
+let scratch: FrameBuffer | undefined;
+
+/** One batch at a time, so all nodes can share it. */
+function scratchBuffer(): FrameBuffer {
+  if (scratch === undefined) {
+    const bytes = new Uint8Array(SCRATCH_BYTES);
+    scratch = { bytes, view: new DataView(bytes.buffer) };
+  }
+  return scratch;
+}
+
+export class ProxyNode {
+  readonly name: string;
+  readonly role: Role;
+  readonly #queue: EventQueue;
+  readonly #prng: Prng;
+  readonly #hooks: NodeHooks;
+  readonly #makeEngine: (output: EngineOutput, nowUs: Micros) => Engine;
+  engine: Engine;
+  link: NodeLink | undefined;
+  isAlive = true;
+  readonly #waiting: Record<PortName, SimFrame[]> = { net: [], guest: [] };
+  #outgoing: Outgoing[] = [];
+  #offsetUs: Micros;
+  #hungUntilUs: Micros = 0;
+  #poll: ScheduledEvent | undefined;
+  #tick: ScheduledEvent | undefined;
+  /** False while the constructor of the first engine runs. */
+  #isReady = false;
+  /** The last state that an event announced. */
+  announcedState = 'unprotected';
+
+  constructor(
+    name: string,
+    role: Role,
+    queue: EventQueue,
+    prng: Prng,
+    hooks: NodeHooks,
+    makeEngine: (output: EngineOutput, nowUs: Micros) => Engine,
+  ) {
+    this.name = name;
+    this.role = role;
+    this.#queue = queue;
+    this.#prng = prng;
+    this.#hooks = hooks;
+    this.#makeEngine = makeEngine;
+    this.#offsetUs = prng.nextBelow(1_000_000_000);
+    this.engine = makeEngine(this.#output(), this.nowUs);
+    this.#isReady = true;
+  }
+
+  /** The node's own monotonic clock. */
+  get nowUs(): Micros {
+    return this.#queue.nowUs + this.#offsetUs;
+  }
+
+  get isHung(): boolean {
+    return this.#queue.nowUs < this.#hungUntilUs;
+  }
+
+  get hungUntilUs(): Micros {
+    return this.#hungUntilUs;
+  }
+
+  /** The world's time of a time by the node's clock. */
+  worldUs(nodeUs: Micros): Micros {
+    return nodeUs - this.#offsetUs;
+  }
+
+  /** The clock jumps forward, as after a suspended host. */
+  jumpClock(byUs: Micros): void {
+    this.#offsetUs += byUs;
+    this.reschedule();
+  }
+
+  /** The process takes no processor time for a while. */
+  hang(durationUs: Micros): void {
+    this.#hungUntilUs = Math.max(this.#hungUntilUs, this.#queue.nowUs + durationUs);
+    this.#queue.at(this.#hungUntilUs, `${this.name}-wakes`, () => {
+      if (!this.isAlive || this.isHung) return;
+      this.reschedule();
+      this.#schedulePoll();
+    });
+  }
+
+  /** The process is gone. */
+  kill(): void {
+    this.isAlive = false;
+    this.#waiting.net.length = 0;
+    this.#waiting.guest.length = 0;
+    this.#cancel();
+  }
+
+  /** A new process. */
+  restart(): void {
+    this.isAlive = true;
+    this.#hungUntilUs = 0;
+    this.announcedState = 'unprotected';
+    this.engine = this.#makeEngine(this.#output(), this.nowUs);
+    this.reschedule();
+  }
+
+  /** A frame arrives at a port. */
+  receive(port: PortName, frame: SimFrame): void {
+    if (!this.isAlive) return;
+    const waiting = this.#waiting[port];
+    if (waiting.length < PORT_FRAMES_MAX) waiting.push(frame);
+    this.#schedulePoll();
+  }
+
+  #schedulePoll(): void {
+    if (this.#poll !== undefined || this.isHung) return;
+    if (this.#waiting.net.length + this.#waiting.guest.length === 0) return;
+    this.#poll = this.#queue.after(
+      this.#prng.nextBelow(POLL_DELAY_US_MAX),
+      `${this.name}-poll`,
+      () => {
+        this.#poll = undefined;
+        if (!this.isAlive || this.isHung) return;
+        const order: PortName[] = this.#prng.chance(0.5) ? ['net', 'guest'] : ['guest', 'net'];
+        for (const port of order) this.#batch(port);
+        this.#schedulePoll();
+      },
+    );
+  }
+
+  /** Hands what waits at a port to the engine, as one batch. */
+  #batch(port: PortName): void {
+    const frames = this.#waiting[port].splice(0, BATCH_FRAMES_MAX);
+    if (frames.length === 0) return;
+    const buffer = scratchBuffer();
+    let at = 0;
+    for (const frame of frames) {
+      buffer.bytes.set(frame, at);
+      const offset = at + VNET_HDR_BYTES;
+      const length = frame.length - VNET_HDR_BYTES;
+      if (port === 'net') {
+        this.engine.onNetFrame(buffer, offset, length, this.nowUs);
+      } else {
+        this.#hooks.onGuestInput(this, frame);
+        this.engine.onGuestFrame(buffer, offset, length, this.nowUs);
+      }
+      at += frame.length;
+    }
+    this.settle();
+    buffer.bytes.fill(POISON, 0, at);
+  }
+
+  /** The runner takes all its guest has sent, before a pause counts. */
+  drainGuest(): void {
+    while (this.#waiting.guest.length > 0) this.#batch('guest');
+  }
+
+  /** Ends a batch: flush, then send what the engine has handed out. */
+  settle(): void {
+    this.engine.flush(this.nowUs);
+    this.#send();
+    this.link?.flush();
+    this.reschedule();
+    this.#hooks.onSettled(this);
+  }
+
+  /** Runs a command of the control socket. */
+  command(run: (engine: Engine, nowUs: Micros) => CommandResult): CommandResult {
+    const result = run(this.engine, this.nowUs);
+    this.settle();
+    return result;
+  }
+
+  #send(): void {
+    const outgoing = this.#outgoing;
+    this.#outgoing = [];
+    for (const { to, buffer, offset, length, state } of outgoing) {
+      const frame = buffer.bytes.slice(offset - VNET_HDR_BYTES, offset + length);
+      if (to === 'net') this.#hooks.toNet(this, frame, state);
+      else this.#hooks.toGuest(this, frame);
+    }
+  }
+
+  #hand(to: PortName, buffer: FrameBuffer, offset: number, length: number): void {
+    assert(offset >= VNET_HDR_BYTES, 'a frame handed out has room for its virtio-net header');
+    assert(offset + length <= buffer.bytes.length, 'a frame handed out lies in its buffer');
+    const state = this.#isReady ? this.engine.state : 'unprotected';
+    this.#outgoing.push({ to, buffer, offset, length, state });
+  }
+
+  #output(): EngineOutput {
+    return {
+      sendToNet: (buffer, offset, length) => this.#hand('net', buffer, offset, length),
+      sendToGuest: (buffer, offset, length) => this.#hand('guest', buffer, offset, length),
+      sendFrameToPeer: (kind, epoch, buffer, offset, length) =>
+        this.link?.sendFrame(kind, epoch, buffer, offset, length),
+      sendMessageToPeer: (message) => this.link?.sendMessage(message),
+      requestCheckpoint: (request) => this.#hooks.onRequest(this, request),
+      event: (event) => {
+        if (event.kind === 'state') this.announcedState = String(event.fields?.['to'] ?? '');
+        this.#hooks.onEvent(this, event);
+      },
+    };
+  }
+
+  /** Sets the timer to the next deadline of engine and link. */
+  reschedule(): void {
+    if (!this.isAlive) return;
+    const dueUs = Math.min(this.engine.nextDeadlineUs(), this.link?.nextDeadlineUs() ?? NEVER);
+    let atUs = dueUs === NEVER ? NEVER : Math.max(this.worldUs(dueUs), this.#queue.nowUs + 1);
+    if (atUs !== NEVER && this.isHung) atUs = Math.max(atUs, this.#hungUntilUs);
+    if (this.#tick !== undefined && !this.#tick.cancelled && this.#tick.atUs === Math.ceil(atUs))
+      return;
+    if (this.#tick !== undefined) this.#tick.cancelled = true;
+    this.#tick = undefined;
+    if (atUs === NEVER) return;
+    this.#tick = this.#queue.at(atUs, `${this.name}-tick`, () => this.#onTick());
+  }
+
+  #onTick(): void {
+    this.#tick = undefined;
+    if (!this.isAlive) return;
+    if (this.isHung) {
+      this.reschedule();
+      return;
+    }
+    this.link?.onTick(this.nowUs);
+    if (this.engine.nextDeadlineUs() <= this.nowUs) {
+      this.engine.onTick(this.nowUs);
+      this.#send();
+      this.link?.flush();
+      this.#hooks.onSettled(this);
+    }
+    this.reschedule();
+  }
+
+  #cancel(): void {
+    for (const event of [this.#poll, this.#tick]) if (event !== undefined) event.cancelled = true;
+    this.#poll = undefined;
+    this.#tick = undefined;
+  }
+
+  /** Before a message of the peer that ends the old epoch on this node. */
+  beforeMessage(message: LinkMessage): void {
+    if (message.type === 'checkpoint-begin') this.#hooks.drainGuest(this);
+  }
+}

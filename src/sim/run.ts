@@ -1,0 +1,217 @@
+/**
+ * One run: build the world of a seed, let faults happen for a number of events, then heal, and demand that everything
+ * becomes quiet and correct.
+ *
+ * @module
+ */
+import { type Micros, US_PER_S } from '../base/time.ts';
+import type { Guarantee } from './checkers/checker.ts';
+import { FaultPlan } from './faults.ts';
+import { Trace } from './trace.ts';
+import { type Seen, World } from './world.ts';
+
+/** Events with faults, unless asked otherwise. */
+export const STEPS_DEFAULT = 4_000;
+
+/** After the heal: virtual time and events until everything must be done. */
+const QUIET_US_MAX: Micros = 240 * US_PER_S;
+const QUIET_STEPS_MAX = 150_000;
+
+/** Events between two looks at what no single event shows. */
+const PULSE_STEPS = 16;
+
+export interface RunRequest {
+  readonly seed: number;
+  readonly steps: number;
+  /** Keep the frames that clients saw. */
+  readonly capture?: boolean;
+  /** Gets every line of the trace. */
+  readonly follow?: (line: string) => void;
+}
+
+export type Outcome = 'ok' | 'crash' | 'liveness' | 'broken';
+
+export interface RunResult {
+  readonly seed: number;
+  readonly outcome: Outcome;
+  /** Empty when ok, otherwise what happened. */
+  readonly text: string;
+  readonly guarantee: Guarantee | '';
+  /** The event at which it happened. */
+  readonly step: number;
+  readonly events: number;
+  readonly virtualUs: Micros;
+  readonly traceHash: string;
+  readonly lastLines: readonly string[];
+  readonly seen: readonly Seen[];
+  /** What the run was about: counted over many runs, this shows what the simulation covers. */
+  readonly facts: RunFacts;
+}
+
+export interface RunFacts {
+  readonly sessions: number;
+  readonly sessionsDone: number;
+  readonly clientBytes: number;
+  readonly checkpoints: number;
+  readonly divergences: number;
+  readonly failovers: number;
+  readonly outages: number;
+  readonly released: number;
+  readonly compared: number;
+  readonly ackLowered: number;
+}
+
+class Run {
+  readonly #request: RunRequest;
+  readonly #trace: Trace;
+  #world: World | undefined;
+  #events = 0;
+
+  constructor(request: RunRequest) {
+    this.#request = request;
+    this.#trace = new Trace(request.follow);
+  }
+
+  /** Runs everything; a failure of the program itself is an outcome too. */
+  execute(): RunResult {
+    try {
+      return this.#execute();
+    } catch (error) {
+      const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+      return this.#result('crash', text);
+    }
+  }
+
+  #execute(): RunResult {
+    const { seed, steps, capture } = this.#request;
+    const world = new World(seed, this.#trace, capture ?? false);
+    this.#world = world;
+    const plan = new FaultPlan(world);
+    plan.start();
+    const deathAt = Math.floor(steps * world.options.primaryDeathAt);
+    for (let i = 0; i < steps; i++) {
+      if (world.options.primaryDies && i === deathAt) this.#arrangeDeath(world);
+      if (!this.#step(world)) break;
+      if (world.brokenBy !== undefined) return this.#broken(world);
+      if (world.isOutage) return this.#result('ok', '');
+    }
+    plan.heal();
+    return this.#converge(world);
+  }
+
+  #arrangeDeath(world: World): void {
+    const phase = world.options.primaryDeathPhase;
+    if (phase === '') world.killPrimary('at any event');
+    else world.deathPhase = phase;
+  }
+
+  #step(world: World): boolean {
+    const event = world.queue.take();
+    if (event === undefined) return false;
+    this.#events++;
+    this.#trace.number(event.atUs);
+    this.#trace.text(event.kind);
+    event.run();
+    if (this.#events % PULSE_STEPS === 0) world.pulse();
+    return true;
+  }
+
+  #converge(world: World): RunResult {
+    const deadlineUs = world.nowUs + QUIET_US_MAX;
+    for (let i = 0; i < QUIET_STEPS_MAX; i++) {
+      if (i % PULSE_STEPS === 0) {
+        this.#closeSessions(world);
+        if (waitingFor(world) === '') break;
+      }
+      if (world.nowUs > deadlineUs || !this.#step(world)) break;
+      if (world.brokenBy !== undefined) return this.#broken(world);
+      if (world.isOutage) return this.#result('ok', '');
+    }
+    const waiting = waitingFor(world);
+    if (waiting !== '') return this.#result('liveness', waiting);
+    world.finish();
+    if (world.brokenBy !== undefined) return this.#broken(world);
+    return this.#result('ok', '');
+  }
+
+  #closeSessions(world: World): void {
+    for (const client of world.clients) {
+      client.host.nowUs = world.nowUs;
+      client.application.closeAll(client.host);
+      client.reschedule();
+    }
+  }
+
+  #broken(world: World): RunResult {
+    const { guarantee, text } = world.brokenBy!;
+    return { ...this.#result('broken', text), guarantee };
+  }
+
+  #result(outcome: Outcome, text: string): RunResult {
+    const world = this.#world;
+    return {
+      seed: this.#request.seed,
+      outcome,
+      text,
+      guarantee: '',
+      step: this.#events,
+      events: this.#events,
+      virtualUs: world?.nowUs ?? 0,
+      traceHash: this.#trace.digest(),
+      lastLines: this.#trace.last(40),
+      seen: world?.seen ?? [],
+      facts: factsOf(world),
+    };
+  }
+}
+
+/** What is not done yet, in words; empty when everything is quiet. */
+function waitingFor(world: World): string {
+  for (const { host, application } of world.clients) {
+    for (const session of application.sessions) {
+      if (session.isDone || session.connection.state === 'time-wait') continue;
+      if (!host.state.connections.has(session.key)) continue;
+      const { state, sndUna, sndMax, rcvNxt } = session.connection;
+      return `${host.name}: session ${session.key} is ${state}, una ${sndUna}, max ${sndMax}, received ${rcvNxt}`;
+    }
+    for (const probe of application.probes) {
+      // What was begun before the heal may have given up.
+      if (probe.triesMax > 10 && probe.answers === 0)
+        return `${host.name}: request ${probe.id} has no answer`;
+    }
+  }
+  if (world.isFailoverGranted) {
+    const { state } = world.secondary.engine;
+    return state === 'failed-over' ? '' : `the secondary is ${state} after failover`;
+  }
+  if (!world.primary.isAlive) return 'the arbiter has not decided';
+  const { state } = world.primary.engine;
+  if (world.vm.isBusy || world.isRequestOpen)
+    return `a checkpoint is under way, the primary is ${state}`;
+  if (!world.secondary.isAlive) return 'the secondary has not come back';
+  if (state !== 'protected') return `the primary is ${state} although its peer is there`;
+  const { held } = world.primary.engine.status(world.primary.nowUs);
+  return held.frames > 0 ? `the primary holds ${held.frames} frames` : '';
+}
+
+function factsOf(world: World | undefined): RunFacts {
+  const sessions = world?.clients.flatMap((client) => client.application.sessions) ?? [];
+  const status = world?.primary.engine.status(world.primary.nowUs);
+  return {
+    sessions: sessions.length,
+    sessionsDone: sessions.filter((session) => session.isDone && session.error === '').length,
+    clientBytes: sessions.reduce((sum, session) => sum + session.receivedCount, 0),
+    checkpoints: world?.vm.checkpoints ?? 0,
+    divergences: status?.divergences ?? 0,
+    failovers: world?.isFailoverGranted === true ? 1 : 0,
+    outages: world?.isOutage === true ? 1 : 0,
+    released: status?.released ?? 0,
+    compared: status?.compared ?? 0,
+    ackLowered: status?.counters['ackLowered'] ?? 0,
+  };
+}
+
+/** Runs one seed. */
+export function runOnce(request: RunRequest): RunResult {
+  return new Run(request).execute();
+}

@@ -1,0 +1,286 @@
+/**
+ * The layer that runs the virtual machines, as QEMU and its management do: on request it pauses both guests, tells the
+ * primary `begin`, copies the PVM's memory, loads it into the SVM, tells `commit`, and lets both go on. All of it takes time,
+ * and may fail in the middle.
+ *
+ * @module
+ */
+import type { Prng } from '../base/prng.ts';
+import type { Micros } from '../base/time.ts';
+import { US_PER_MS } from '../base/time.ts';
+import type { CommandResult } from '../env/engine.ts';
+import type { ProxyEvent } from '../env/messages.ts';
+import type { EventQueue } from './event-queue.ts';
+import type { Machine, MachineImage } from './machine.ts';
+import type { ProxyNode } from './node.ts';
+import type { DEATH_PHASES, VmOptions } from './options.ts';
+
+export type CheckpointPhase = (typeof DEATH_PHASES)[number];
+
+export interface VmHooks {
+  /** A phase is reached; may kill anything. */
+  onPhase(phase: CheckpointPhase): void;
+  /** The PVM's memory was copied. */
+  onSaved(): void;
+  /** The SVM now runs from that copy. */
+  onLoaded(): void;
+  /** What the PVM has sent is inside the engine. */
+  drainPrimary(): void;
+  line(text: string): void;
+}
+
+/** The peer's answer to begin or commit is waited for this long; then the checkpoint is given up. */
+const ANSWER_TIMEOUT_US: Micros = 3_000_000;
+
+interface Attempt {
+  readonly isOneMessage: boolean;
+  readonly isResumedFirst: boolean;
+  phase: 'begin' | 'copy' | 'commit' | 'over';
+  image: MachineImage | undefined;
+  isLoaded: boolean;
+}
+
+export class VmLayer {
+  readonly #queue: EventQueue;
+  readonly #prng: Prng;
+  #options: VmOptions;
+  readonly #pvm: Machine;
+  readonly #svm: Machine;
+  readonly #primary: ProxyNode;
+  readonly #secondary: ProxyNode;
+  readonly #hooks: VmHooks;
+  #attempt: Attempt | undefined;
+  #isWantedAgain = false;
+  #isStarting = false;
+  /** The secondary's engine has been told (or has seen) the commit of the last load. */
+  #isLoadAnnounced = true;
+  checkpoints = 0;
+
+  constructor(
+    queue: EventQueue,
+    prng: Prng,
+    options: VmOptions,
+    machines: { pvm: Machine; svm: Machine },
+    nodes: { primary: ProxyNode; secondary: ProxyNode },
+    hooks: VmHooks,
+  ) {
+    this.#queue = queue;
+    this.#prng = prng;
+    this.#options = options;
+    this.#pvm = machines.pvm;
+    this.#svm = machines.svm;
+    this.#primary = nodes.primary;
+    this.#secondary = nodes.secondary;
+    this.#hooks = hooks;
+  }
+
+  get isBusy(): boolean {
+    return this.#attempt !== undefined || this.#isStarting;
+  }
+
+  /** Faults stop: every request is followed. */
+  heal(): void {
+    this.#options = { ...this.#options, lostRequest: 0, failBeforeLoad: 0, failAfterLoad: 0 };
+  }
+
+  /** The engine (or an operator) asks for a checkpoint. */
+  request(): void {
+    if (this.#prng.chance(this.#options.lostRequest)) return;
+    if (this.#attempt !== undefined) {
+      this.#isWantedAgain = true;
+      return;
+    }
+    if (this.#isStarting) return;
+    this.#isStarting = true;
+    this.#queue.after(this.#prng.nextBelow(this.#options.startUsMax + 1), 'vm', () => {
+      this.#isStarting = false;
+      this.#start();
+    });
+  }
+
+  #canRun(): boolean {
+    return (
+      this.#pvm.isAlive && this.#svm.isAlive && this.#primary.isAlive && this.#secondary.isAlive
+    );
+  }
+
+  #start(): void {
+    if (this.#attempt !== undefined || !this.#canRun()) return;
+    const attempt: Attempt = {
+      isOneMessage: this.#prng.chance(this.#options.oneMessage),
+      isResumedFirst: this.#prng.chance(this.#options.resumeBeforeCommit),
+      phase: 'begin',
+      image: undefined,
+      isLoaded: false,
+    };
+    this.#attempt = attempt;
+    this.#pvm.pause();
+    this.#svm.pause();
+    this.#hooks.line('vm: both guests paused');
+    this.#hooks.onPhase('paused');
+    this.#whenAwake(attempt, () => {
+      this.#hooks.drainPrimary();
+      if (attempt.isOneMessage) {
+        this.#copy(attempt);
+        return;
+      }
+      if (!this.#tell('begin', (engine, nowUs) => engine.checkpointBegin(nowUs)).ok) {
+        this.#over(attempt, 'begin refused');
+        return;
+      }
+      this.#giveUpLater(attempt, 'begin');
+    });
+  }
+
+  /** Commands to a process that hangs wait in its socket. */
+  #whenAwake(attempt: Attempt, run: () => void): void {
+    if (this.#attempt !== attempt) return;
+    if (this.#primary.isAlive && this.#primary.isHung) {
+      this.#queue.at(this.#primary.hungUntilUs + 1, 'vm', () => this.#whenAwake(attempt, run));
+    } else if (this.#primary.isAlive) run();
+  }
+
+  #tell(name: string, run: Parameters<ProxyNode['command']>[0]): CommandResult {
+    let result = this.#primary.command(run);
+    this.#hooks.line(`vm: ${name}: ${result.ok ? 'ok' : result.error}`);
+    if (result.ok && this.#prng.chance(this.#options.repeatCommands))
+      result = this.#primary.command(run);
+    return result;
+  }
+
+  #giveUpLater(attempt: Attempt, phase: Attempt['phase']): void {
+    this.#queue.after(ANSWER_TIMEOUT_US, 'vm', () => {
+      if (this.#attempt !== attempt || attempt.phase !== phase) return;
+      this.#whenAwake(attempt, () => this.#abort(attempt, `no answer to ${phase}`));
+    });
+  }
+
+  #abort(attempt: Attempt, reason: string): void {
+    if (this.#primary.isAlive && this.#primary.engine.state === 'checkpointing') {
+      this.#tell('abort', (engine, nowUs) => engine.checkpointAbort(reason, nowUs));
+    }
+    this.#over(attempt, reason);
+  }
+
+  /** Both guests go on; the next checkpoint may come. */
+  #over(attempt: Attempt, reason: string): void {
+    if (this.#attempt !== attempt) return;
+    attempt.phase = 'over';
+    this.#attempt = undefined;
+    this.#pvm.resume();
+    this.#svm.resume();
+    this.#hooks.line(`vm: over: ${reason}`);
+    this.#hooks.onPhase('resumed');
+    if (!this.#isWantedAgain) return;
+    this.#isWantedAgain = false;
+    this.request();
+  }
+
+  /** What the nodes announce. */
+  onEvent(node: ProxyNode, event: ProxyEvent): void {
+    if (node === this.#secondary) {
+      if (event.kind === 'checkpoint-committed') this.#isLoadAnnounced = true;
+      return;
+    }
+    const attempt = this.#attempt;
+    if (attempt === undefined) return;
+    if (event.kind === 'checkpoint-begun' && attempt.phase === 'begin') {
+      // Never from within the engine's call.
+      this.#queue.after(0, 'vm', () => this.#copy(attempt));
+    } else if (event.kind === 'checkpoint-committed' && attempt.phase === 'commit') {
+      this.checkpoints++;
+      this.#queue.after(this.#prng.nextBelow(500), 'vm', () => {
+        this.#hooks.onPhase('committed');
+        this.#over(attempt, 'committed');
+      });
+    } else if (event.kind === 'state') {
+      const to = event.fields?.['to'];
+      if (to !== 'unprotected' && to !== 'syncing') return;
+      const isNoMatter = attempt.isOneMessage && attempt.phase !== 'commit';
+      if (isNoMatter) return;
+      this.#queue.after(this.#prng.nextBelow(2_000), 'vm', () =>
+        this.#over(attempt, `the node is ${to}`),
+      );
+    }
+  }
+
+  #copy(attempt: Attempt): void {
+    if (this.#attempt !== attempt || attempt.phase !== 'begin' || !this.#canRun()) return;
+    attempt.phase = 'copy';
+    this.#hooks.onPhase('begun');
+    if (this.#attempt !== attempt) return;
+    attempt.image = this.#pvm.save();
+    this.#hooks.onSaved();
+    this.#hooks.onPhase('saved');
+    this.#queue.after(this.#prng.nextBelow(this.#options.copyUsMax + 1), 'vm', () => {
+      if (this.#attempt !== attempt || attempt.phase !== 'copy') return;
+      if (this.#prng.chance(this.#options.failBeforeLoad)) {
+        this.#whenAwake(attempt, () => this.#abort(attempt, 'the copy failed'));
+        return;
+      }
+      this.#load(attempt, attempt.image!);
+    });
+  }
+
+  #load(attempt: Attempt, image: MachineImage): void {
+    if (!this.#svm.isAlive) return;
+    this.#svm.load(image);
+    attempt.isLoaded = true;
+    this.#isLoadAnnounced = false;
+    this.#hooks.onLoaded();
+    this.#hooks.line('vm: the SVM runs from the copy');
+    this.#hooks.onPhase('loaded');
+    if (this.#attempt !== attempt) return;
+    if (this.#prng.chance(this.#options.failAfterLoad)) {
+      this.#whenAwake(attempt, () => this.#abort(attempt, 'failed after the copy'));
+      return;
+    }
+    if (attempt.isResumedFirst && !attempt.isOneMessage) {
+      // RESUME of the two machines comes in no certain order, and before anybody is told.
+      const machines = this.#prng.chance(0.5) ? [this.#pvm, this.#svm] : [this.#svm, this.#pvm];
+      machines[0]?.resume();
+      this.#queue.after(this.#prng.nextBelow(3 * US_PER_MS), 'vm', () => {
+        if (this.#attempt !== attempt) return;
+        machines[1]?.resume();
+        this.#whenAwake(attempt, () => this.#commit(attempt));
+      });
+      return;
+    }
+    this.#whenAwake(attempt, () => this.#commit(attempt));
+  }
+
+  #commit(attempt: Attempt): void {
+    if (this.#attempt !== attempt || attempt.phase !== 'copy') return;
+    attempt.phase = 'commit';
+    if (!this.#tell('commit', (engine, nowUs) => engine.checkpointCommit(nowUs)).ok) {
+      this.#over(attempt, 'commit refused');
+      return;
+    }
+    this.#hooks.onPhase('commit');
+    this.#giveUpLater(attempt, 'commit');
+  }
+
+  /** The primary's node is dead. The secondary's side of this layer knows whether the copy is complete. */
+  onPrimaryDead(): void {
+    const attempt = this.#attempt;
+    this.#attempt = undefined;
+    if (!this.#svm.isAlive) return;
+    if (!this.#isLoadAnnounced && this.#secondary.isAlive) {
+      this.#hooks.line('vm: tells the secondary that the SVM runs from the copy');
+      this.#secondary.command((engine, nowUs) => engine.checkpointCommit(nowUs));
+    } else if (attempt !== undefined && this.#secondary.isAlive && this.#prng.chance(0.5)) {
+      this.#secondary.command((engine, nowUs) => engine.checkpointAbort('the primary died', nowUs));
+    }
+    this.#svm.resume();
+  }
+
+  /** The secondary's node is dead, its machine with it. */
+  onSecondaryDead(): void {
+    this.#isLoadAnnounced = true;
+    const attempt = this.#attempt;
+    if (attempt === undefined) return;
+    this.#queue.after(this.#prng.nextBelow(20 * US_PER_MS), 'vm', () => {
+      this.#whenAwake(attempt, () => this.#abort(attempt, 'the secondary machine is gone'));
+    });
+  }
+}

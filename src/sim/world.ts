@@ -1,0 +1,524 @@
+/**
+ * The whole system in one process: clients, a switch, two nodes with the shipping engines and peer link, two guests, the VM
+ * layer and an arbiter. Everything happens in the order of one event queue; everything random comes from the seed.
+ *
+ *     clients -- switch -- primary node -- PVM
+ *                  |            | peer link
+ *                  +---- secondary node -- SVM
+ *
+ * @module
+ */
+import { Prng } from '../base/prng.ts';
+import { type Micros, NEVER, US_PER_MS } from '../base/time.ts';
+import type { CheckpointRequest, NodeState } from '../env/messages.ts';
+import { SECONDARY_DEFAULTS } from '../proxy/config.ts';
+import { PrimaryEngine } from '../proxy/primary.ts';
+import { SecondaryEngine } from '../proxy/secondary.ts';
+import { BoundsChecker } from './checkers/bounds.ts';
+import type { Checker, ClientView, Guarantee, Witness } from './checkers/checker.ts';
+import { FailoverChecker } from './checkers/failover.ts';
+import { HonestChecker } from './checkers/honest.ts';
+import { HostileChecker } from './checkers/hostile.ts';
+import { InputCommitChecker } from './checkers/input-commit.ts';
+import { InventionChecker } from './checkers/invention.ts';
+import { LivenessChecker } from './checkers/liveness.ts';
+import { isUnprotected, OutputCommitChecker } from './checkers/output-commit.ts';
+import { OwnerChecker } from './checkers/owner.ts';
+import { adoptStream, createRecord, type GuestRecord, recordPacket } from './checkers/record.ts';
+import { SilenceChecker } from './checkers/silence.ts';
+import { cloneDeep } from './clone.ts';
+import { EventQueue } from './event-queue.ts';
+import { ClientApplication } from './host/client.ts';
+import { createHostState, Host, type HostState } from './host/host.ts';
+import { SERVICE_PORT, type ServiceMood } from './host/service.ts';
+import { Machine } from './machine.ts';
+import { completeOffload } from './net/offload.ts';
+import { parseIp, type SimFrame } from './net/packet.ts';
+import { Path } from './net/path.ts';
+import { Switch } from './net/switch.ts';
+import { type NodeHooks, ProxyNode } from './node.ts';
+import { drawOptions, type RunOptions } from './options.ts';
+import { PeerLink } from './peer-link.ts';
+import { createConnection, type TcpConnection } from './tcp/connection.ts';
+import type { Trace } from './trace.ts';
+import { VmLayer } from './vm-layer.ts';
+import { CLIENT_LISTEN_PORT, drawPlan } from './workload.ts';
+
+const GUEST_MAC = '525400000001';
+const GUEST_IP4 = '0a000001';
+const GUEST_IP6 = 'fd000000000000000000000000000001';
+
+/** The arbiter asks the secondary to take over for this long. */
+const TAKE_OVER_TRIES = 400;
+const TAKE_OVER_AGAIN_US: Micros = 50 * US_PER_MS;
+
+/** A guarantee that does not hold. */
+export interface Broken {
+  readonly guarantee: Guarantee;
+  readonly text: string;
+  readonly atUs: Micros;
+}
+
+/** A frame as a client saw it. */
+export interface Seen {
+  readonly atUs: Micros;
+  readonly frame: SimFrame;
+}
+
+/** A client of the simulated network. */
+export interface Client extends ClientView {
+  readonly toSwitch: Path;
+  readonly fromSwitch: Path;
+  reschedule(): void;
+}
+
+export class World implements Witness {
+  readonly queue = new EventQueue();
+  readonly trace: Trace;
+  readonly prng: Prng;
+  readonly options: RunOptions;
+  readonly clients: Client[] = [];
+  readonly primary: ProxyNode;
+  readonly secondary: ProxyNode;
+  readonly pvm: Machine;
+  readonly svm: Machine;
+  readonly link: PeerLink;
+  readonly vm: VmLayer;
+  readonly switch = new Switch();
+  readonly primaryNet: { to: Path; from: Path };
+  readonly secondaryNet: { to: Path; from: Path };
+  readonly primaryGuest: { to: Path; from: Path };
+  readonly secondaryGuest: { to: Path; from: Path };
+  readonly #checkers: Checker[];
+  #records: { pvm: GuestRecord; svm: GuestRecord; saved: GuestRecord | undefined };
+  brokenBy: Broken | undefined;
+  isSvmSynced = false;
+  isFailoverGranted = false;
+  isOutage = false;
+  isRequestOpen = false;
+  disturbedUs: Micros = 0;
+  /** A phase of a checkpoint in which the primary dies; set by the fault plan. */
+  deathPhase = '';
+  /** Frames that clients saw, for the capture. */
+  readonly seen: Seen[] = [];
+  readonly #capture: boolean;
+
+  constructor(seed: number, trace: Trace, capture: boolean) {
+    this.#capture = capture;
+    this.trace = trace;
+    this.prng = new Prng(seed);
+    this.options = drawOptions(this.prng.fork());
+    this.#records = { pvm: createRecord(), svm: createRecord(), saved: undefined };
+    this.pvm = this.#makeMachine('pvm', (frame) => this.#fromGuest(this.pvm, frame));
+    this.svm = this.#makeMachine('svm', (frame) => this.#fromGuest(this.svm, frame));
+    const hooks = this.#nodeHooks();
+    const { config, retainedBytesMax } = this.options;
+    const fork = this.prng.fork();
+    this.primary = new ProxyNode(
+      'primary',
+      'primary',
+      this.queue,
+      fork.fork(),
+      hooks,
+      (output, nowUs) => new PrimaryEngine(config, output, nowUs),
+    );
+    this.secondary = new ProxyNode(
+      'secondary',
+      'secondary',
+      this.queue,
+      fork.fork(),
+      hooks,
+      (output, nowUs) =>
+        new SecondaryEngine({ ...SECONDARY_DEFAULTS, ...config, retainedBytesMax }, output, nowUs),
+    );
+    this.primaryNet = this.#attachNode(this.primary);
+    this.secondaryNet = this.#attachNode(this.secondary);
+    this.primaryGuest = this.#attachGuest(this.primary, this.pvm);
+    this.secondaryGuest = this.#attachGuest(this.secondary, this.svm);
+    this.link = new PeerLink(
+      this.queue,
+      this.prng.fork(),
+      this.options.peer,
+      this.primary,
+      this.secondary,
+    );
+    this.vm = this.#makeVmLayer();
+    for (let i = 0; i < this.options.clients; i++) this.#addClient(i);
+    this.#checkers = this.#makeCheckers();
+    this.#openOldConnections();
+  }
+
+  #makeCheckers(): Checker[] {
+    return [
+      new OutputCommitChecker(this),
+      new InputCommitChecker(this),
+      new SilenceChecker(this),
+      new InventionChecker(this),
+      new FailoverChecker(this),
+      new LivenessChecker(this),
+      new BoundsChecker(this),
+      new HostileChecker(this),
+      new HonestChecker(this),
+      new OwnerChecker(this),
+    ];
+  }
+
+  // ------------------------------------------------------------------ what checkers see
+
+  get nowUs(): Micros {
+    return this.queue.nowUs;
+  }
+
+  get config(): RunOptions['config'] {
+    return this.options.config;
+  }
+
+  get peerTimeoutUs(): Micros {
+    return this.options.peer.timeoutUs;
+  }
+
+  get linkBrokenSinceUs(): Micros {
+    return this.link.brokenSinceUs;
+  }
+
+  recordOf(machine: Machine): GuestRecord {
+    return machine === this.pvm ? this.#records.pvm : this.#records.svm;
+  }
+
+  broken(guarantee: Guarantee, text: string): void {
+    if (this.brokenBy !== undefined) return;
+    this.brokenBy = { guarantee, text, atUs: this.queue.nowUs };
+    this.line(`BROKEN ${guarantee}: ${text}`);
+  }
+
+  /** Checks what no single event shows. */
+  pulse(): void {
+    for (const checker of this.#checkers) checker.onPulse?.();
+  }
+
+  /** Faults have stopped and all is quiet. */
+  finish(): void {
+    for (const checker of this.#checkers) {
+      checker.onPulse?.();
+      checker.onEnd?.();
+    }
+  }
+
+  line(text: string): void {
+    this.trace.text(text);
+    this.trace.line(this.queue.nowUs, text);
+  }
+
+  // ------------------------------------------------------------------ construction
+
+  #guestState(): HostState {
+    const { guestTcp, guestPartialChecksums, vlan, mtu } = this.options;
+    const state = createHostState({
+      mac: GUEST_MAC,
+      ip4: GUEST_IP4,
+      ip6: GUEST_IP6,
+      vlan,
+      mtu,
+      tcp: guestTcp,
+      partialChecksums: guestPartialChecksums,
+    });
+    state.listening.add(SERVICE_PORT);
+    return state;
+  }
+
+  #makeMachine(name: string, emit: (frame: SimFrame) => void): Machine {
+    const { thinkUsMax, divergence, randomPort } = this.options;
+    const mood: ServiceMood = { stuckUntilUs: 0, thinkUsMax, divergence, randomPort };
+    return new Machine(name, this.#guestState(), mood, this.queue, this.prng.fork(), emit);
+  }
+
+  #path(name: string, kind: 'clientPath' | 'guestPath', deliver: (frame: SimFrame) => void): Path {
+    return new Path(name, this.options[kind], this.queue, this.prng.fork(), deliver);
+  }
+
+  #attachNode(node: ProxyNode): { to: Path; from: Path } {
+    const to = this.#path(`net>${node.name}`, 'clientPath', (frame) => {
+      if (!node.isAlive) return;
+      for (const checker of this.#checkers) checker.onNetInput?.(node, frame);
+      node.receive('net', frame);
+    });
+    // Between switch and node the frame is already on the wire; the impairments of the clients' links are enough.
+    to.impairments.delayUsMax = to.impairments.delayUsMin + 20;
+    to.impairments.loss = 0;
+    const port = this.switch.attach((frame) => to.send(frame));
+    const from = this.#path(`${node.name}>net`, 'clientPath', (frame) =>
+      this.switch.input(port, frame),
+    );
+    from.impairments.delayUsMax = from.impairments.delayUsMin + 20;
+    from.impairments.loss = 0;
+    return { to, from };
+  }
+
+  #attachGuest(node: ProxyNode, machine: Machine): { to: Path; from: Path } {
+    const to = this.#path(`${node.name}>guest`, 'guestPath', (frame) => machine.deliver(frame));
+    const from = this.#path(`guest>${node.name}`, 'guestPath', (frame) =>
+      node.receive('guest', frame),
+    );
+    return { to, from };
+  }
+
+  #addClient(index: number): void {
+    const { vlan, mtu, clientTcp } = this.options;
+    const state = createHostState({
+      mac: `0200000000${(16 + index).toString(16)}`,
+      ip4: `0a0001${(16 + index).toString(16)}`,
+      ip6: `fd0000000000000000000000000001${(16 + index).toString(16)}`,
+      vlan,
+      mtu,
+      tcp: clientTcp,
+      partialChecksums: false,
+    });
+    state.listening.add(CLIENT_LISTEN_PORT);
+    const application = new ClientApplication();
+    let port = 0;
+    const toSwitch = this.#path(`client${index}>switch`, 'clientPath', (frame) =>
+      this.switch.input(port, frame),
+    );
+    const host = new Host(`client${index}`, state, application, this.prng.fork(), (frame) => {
+      for (const part of completeOffload(frame)) toSwitch.send(part);
+    });
+    const timer = { atUs: NEVER as Micros, generation: 0 };
+    const reschedule = (): void => {
+      const atUs = host.deadlineUs();
+      if (atUs === timer.atUs) return;
+      timer.atUs = atUs;
+      const generation = ++timer.generation;
+      if (atUs === NEVER) return;
+      this.queue.at(atUs, `client${index}-timer`, () => {
+        if (generation !== timer.generation) return;
+        timer.atUs = NEVER;
+        host.timers(this.queue.nowUs);
+        reschedule();
+      });
+    };
+    const fromSwitch = this.#path(`switch>client${index}`, 'clientPath', (frame) => {
+      if (this.#capture) this.seen.push({ atUs: this.queue.nowUs, frame });
+      host.input(frame, this.queue.nowUs);
+      reschedule();
+    });
+    port = this.switch.attach((frame) => fromSwitch.send(frame));
+    this.clients.push({ host, application, toSwitch, fromSwitch, reschedule });
+  }
+
+  #makeVmLayer(): VmLayer {
+    return new VmLayer(
+      this.queue,
+      this.prng.fork(),
+      this.options.vm,
+      { pvm: this.pvm, svm: this.svm },
+      { primary: this.primary, secondary: this.secondary },
+      {
+        onPhase: (phase) => {
+          if (phase === this.deathPhase && this.primary.isAlive) {
+            this.deathPhase = '';
+            this.killPrimary(`in the checkpoint phase ${phase}`);
+          }
+        },
+        onSaved: () => {
+          this.#records.saved = cloneDeep(this.#records.pvm);
+        },
+        onLoaded: () => {
+          this.#records.svm = cloneDeep(this.#records.saved!);
+          this.isSvmSynced = true;
+        },
+        drainPrimary: () => this.#drain(this.primaryGuest.from, this.primary),
+        line: (text) => this.line(text),
+      },
+    );
+  }
+
+  /** All that a paused guest has sent is inside the engine. */
+  #drain(path: Path, node: ProxyNode): void {
+    path.hurry();
+    node.drainGuest();
+  }
+
+  #nodeHooks(): NodeHooks {
+    return {
+      toNet: (node, frame, state) => this.#toNet(node, frame, state),
+      toGuest: (node, frame) => {
+        for (const checker of this.#checkers) checker.onGuestOutput?.(node, frame);
+        (node === this.primary ? this.primaryGuest : this.secondaryGuest).to.send(frame);
+      },
+      onGuestInput: (node, frame) => {
+        for (const checker of this.#checkers) checker.onGuestInput?.(node, frame);
+      },
+      onRequest: (node, request) => this.#onRequest(node, request),
+      onEvent: (node, event) => {
+        this.line(`${node.name}: ${event.kind}: ${event.text}`);
+        if (node === this.primary && event.kind === 'state') {
+          if (event.fields?.['to'] !== 'checkpointing') this.isRequestOpen = false;
+        }
+        this.vm.onEvent(node, event);
+        for (const checker of this.#checkers) checker.onEvent?.(node, event);
+      },
+      onSettled: (node) => {
+        for (const checker of this.#checkers) checker.onSettled?.(node);
+      },
+      drainGuest: (node) => {
+        const path = node === this.primary ? this.primaryGuest.from : this.secondaryGuest.from;
+        this.#drain(path, node);
+      },
+    };
+  }
+
+  #onRequest(node: ProxyNode, request: CheckpointRequest): void {
+    if (node !== this.primary) return;
+    this.isRequestOpen = true;
+    for (const checker of this.#checkers) checker.onRequest?.(request);
+    this.line(`request ${request.id}: ${request.cause} ${request.flow} at ${request.offset}`);
+    this.vm.request();
+  }
+
+  #toNet(node: ProxyNode, frame: SimFrame, state: NodeState): void {
+    this.trace.bytes(frame);
+    for (const checker of this.#checkers) checker.onNetOutput?.(node, frame, state);
+    const path = node === this.primary ? this.primaryNet.from : this.secondaryNet.from;
+    for (const part of completeOffload(frame)) path.send(part);
+  }
+
+  #fromGuest(machine: Machine, frame: SimFrame): void {
+    const isPrimary = machine === this.pvm;
+    const packet = parseIp(frame);
+    if (packet !== undefined) {
+      const record = isPrimary ? this.#records.pvm : this.#records.svm;
+      recordPacket(record, packet, (key) => machine.host.state.connections.get(key));
+    }
+    (isPrimary ? this.primaryGuest : this.secondaryGuest).from.send(frame);
+  }
+
+  /** Bounds on times do not count before this. */
+  disturb(durationUs: Micros): void {
+    this.disturbedUs = Math.max(this.disturbedUs, this.queue.nowUs + durationUs);
+  }
+
+  // ------------------------------------------------------------------ deaths and the arbiter
+
+  /** The primary's node stops for good, its machine with it. */
+  killPrimary(when: string): void {
+    if (!this.primary.isAlive) return;
+    const { state } = this.primary.engine;
+    this.line(`FAULT primary dies ${when}; it was ${state}`);
+    this.primary.kill();
+    this.pvm.kill();
+    this.link.onNodeDead(this.primary, this.prng.chance(0.5));
+    const hasSurvivor = !isUnprotected(state) && this.isSvmSynced && this.secondary.isAlive;
+    this.queue.after(this.prng.nextBelow(this.options.arbiterUsMax + 1), 'arbiter', () => {
+      this.vm.onPrimaryDead();
+      if (hasSurvivor && this.secondary.isAlive) this.#takeOver(1);
+      else this.isOutage = true;
+    });
+  }
+
+  #takeOver(tries: number): void {
+    if (!this.secondary.isAlive || this.isFailoverGranted) return;
+    if (this.secondary.isHung) {
+      this.queue.at(this.secondary.hungUntilUs + 1, 'arbiter', () => this.#takeOver(tries));
+      return;
+    }
+    this.isFailoverGranted = true;
+    const result = this.secondary.command((engine, nowUs) => engine.failover(false, nowUs));
+    this.line(`arbiter: failover: ${result.ok ? 'ok' : result.error}`);
+    if (result.ok) {
+      for (const checker of this.#checkers) checker.onFailover?.();
+      return;
+    }
+    this.isFailoverGranted = false;
+    if (tries >= TAKE_OVER_TRIES) {
+      this.broken('G5', `the secondary does not take over: ${result.error}`);
+      return;
+    }
+    this.queue.after(TAKE_OVER_AGAIN_US, 'arbiter', () => this.#takeOver(tries + 1));
+  }
+
+  killSecondary(restartUs: Micros): void {
+    if (!this.secondary.isAlive || this.isFailoverGranted || !this.primary.isAlive) return;
+    this.line('FAULT secondary dies');
+    this.secondary.kill();
+    this.svm.kill();
+    this.isSvmSynced = false;
+    this.link.onNodeDead(this.secondary, this.prng.chance(0.5));
+    this.vm.onSecondaryDead();
+    this.queue.after(restartUs, 'secondary-boots', () => {
+      this.line('the secondary boots');
+      this.svm.boot(this.#guestState());
+      this.#records.svm = createRecord();
+      this.secondary.restart();
+      this.link.onNodeStarted(this.secondary);
+    });
+  }
+
+  // ------------------------------------------------------------------ connections older than the run
+
+  /** Connections between clients and the PVM with streams far beyond 4 GiB: positions no longer fit in 32 bits. */
+  #openOldConnections(): void {
+    const prng = this.prng.fork();
+    for (let i = 0; i < this.options.workload.oldConnections; i++) {
+      const client = prng.pick(this.clients);
+      const ports = { client: 30_000 + i, guest: SERVICE_PORT };
+      const own = this.#oldConnection(prng, client.host.state.tcp, {
+        local: client.host.state.ip4,
+        remote: GUEST_IP4,
+        localPort: ports.client,
+        remotePort: ports.guest,
+      });
+      const guests = this.#oldConnection(prng, this.options.guestTcp, {
+        local: GUEST_IP4,
+        remote: client.host.state.ip4,
+        localPort: ports.guest,
+        remotePort: ports.client,
+      });
+      joinOld(own, guests);
+      joinOld(guests, own);
+      const clientKey = `${GUEST_IP4}:${ports.guest}:${ports.client}`;
+      const guestKey = `${client.host.state.ip4}:${ports.client}:${ports.guest}`;
+      client.host.state.connections.set(clientKey, own);
+      this.pvm.host.state.connections.set(guestKey, guests);
+      adoptStream(this.#records.pvm, guestKey, guests);
+      client.application.adopt(client.host, clientKey, drawPlan(prng, this.options.workload));
+    }
+  }
+
+  #oldConnection(
+    prng: Prng,
+    tcp: HostState['tcp'],
+    addresses: Parameters<typeof createConnection>[1],
+  ): TcpConnection {
+    const connection = createConnection(tcp, addresses, 'established', prng);
+    // Just below, at or beyond a multiple of 2^32.
+    const position = prng.nextBetween(1, 3) * 0x1_0000_0000 - prng.nextBelow(30_000);
+    connection.sndUna = position;
+    connection.sndNxt = position;
+    connection.sndMax = position;
+    connection.sendBase = position;
+    return connection;
+  }
+}
+
+/** Makes `connection` know what its peer has sent. */
+function joinOld(connection: TcpConnection, peer: TcpConnection): void {
+  connection.irs = peer.iss;
+  connection.rcvNxt = peer.sndNxt;
+  connection.lastAckSent = connection.rcvNxt;
+  connection.mss = Math.min(connection.options.mss, peer.options.mss) - 12;
+  connection.cwnd = 10 * connection.mss;
+  const isScaled = connection.options.windowScale > 0 && peer.options.windowScale > 0;
+  connection.rcvScale = isScaled ? connection.options.windowScale : 0;
+  connection.sndScale = isScaled ? peer.options.windowScale : 0;
+  const unit = 2 ** connection.rcvScale;
+  const window = Math.min(Math.floor(connection.options.receiveBytesMax / unit), 0xffff) * unit;
+  connection.rcvEdge = connection.rcvNxt + window;
+  connection.sndWl1 = connection.rcvNxt;
+  connection.sndWl2 = connection.sndUna;
+  const peerUnit = 2 ** connection.sndScale;
+  connection.sndWnd =
+    Math.min(Math.floor(peer.options.receiveBytesMax / peerUnit), 0xffff) * peerUnit;
+  connection.sackOk = connection.options.sack && peer.options.sack;
+  connection.timestampsOk = connection.options.timestamps && peer.options.timestamps;
+  connection.tsRecent = peer.timestampOffset;
+}
