@@ -1,0 +1,139 @@
+/**
+ * Network namespaces with real TCP hosts in them, for tests and benches. Everything made is undone by `close`, also
+ * the processes.
+ *
+ * @module
+ */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { accessSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+
+const ENDPOINT = fileURLToPath(new URL('./tcp-endpoint.mjs', import.meta.url));
+
+/** Why these tests cannot run here; empty when they can. */
+export function whyNoNamespaces(): string {
+  if (process.getuid?.() !== 0) return 'needs root';
+  try {
+    execFileSync('ip', ['-V'], { stdio: 'ignore' });
+  } catch {
+    return 'needs iproute2';
+  }
+  try {
+    accessSync('/dev/net/tun');
+  } catch {
+    return 'needs /dev/net/tun';
+  }
+  return '';
+}
+
+/** What an endpoint printed last. */
+export interface EndpointResult {
+  readonly ok: boolean;
+  readonly error?: string;
+  readonly bytes?: number;
+  readonly seconds?: number;
+  readonly gbitPerSecond?: number;
+  readonly p50Us?: number;
+  readonly p99Us?: number;
+}
+
+let made = 0;
+
+/** A set of namespaces of one test. */
+export class Namespaces {
+  readonly #prefix = `colo-${process.pid}-${++made}-`;
+  readonly #names = new Set<string>();
+  readonly #children = new Set<ChildProcess>();
+
+  /**
+   * Makes a namespace. A `quiet` one has no IPv6, so that nothing speaks in it unasked; the others take IPv6 addresses
+   * without looking for duplicates first.
+   */
+  add(name: string, quiet = false): void {
+    execFileSync('ip', ['netns', 'add', this.#prefix + name]);
+    this.#names.add(name);
+    this.ip(name, 'link set lo up');
+    const setting = quiet ? 'disable_ipv6' : 'accept_dad';
+    for (const scope of ['all', 'default']) {
+      const line = `echo ${quiet ? 1 : 0} > /proc/sys/net/ipv6/conf/${scope}/${setting}`;
+      this.run(name, ['sh', '-c', line]);
+    }
+  }
+
+  /** For `inNetworkNamespace`. */
+  path(name: string): string {
+    return `/run/netns/${this.#prefix}${name}`;
+  }
+
+  /** `ip -n NAME ARGUMENTS`, separated by spaces; `@NAME` stands for another namespace of this set. */
+  ip(name: string, line: string): string {
+    const words = line
+      .split(' ')
+      .map((word) => (word.startsWith('@') ? this.#prefix + word.slice(1) : word));
+    return execFileSync('ip', ['-n', this.#prefix + name, ...words], { encoding: 'utf8' });
+  }
+
+  /** Runs a command in a namespace to its end. */
+  run(name: string, command: readonly string[]): string {
+    const words = ['netns', 'exec', this.#prefix + name, ...command];
+    return execFileSync('ip', words, { encoding: 'utf8' });
+  }
+
+  /** Joins two namespaces by a veth pair; both ends up. */
+  join(a: string, interfaceA: string, b: string, interfaceB: string, mtu = 1_500): void {
+    const line = `link add ${interfaceA} mtu ${mtu} type veth peer name ${interfaceB} mtu ${mtu} netns @${b}`;
+    this.ip(a, line);
+    this.ip(a, `link set dev ${interfaceA} up`);
+    this.ip(b, `link set dev ${interfaceB} up`);
+  }
+
+  /** Starts a server and waits until it listens. */
+  async serve(name: string, host: string, port: number): Promise<void> {
+    const child = this.#spawn(name, ['serve', host, String(port)]);
+    await new Promise<void>((resolve, reject) => {
+      child.stdout?.once('data', () => resolve());
+      child.once('exit', () => reject(new Error(`the server on ${host} did not start`)));
+    });
+  }
+
+  /** Runs a client of tcp-endpoint.mjs to its end. */
+  endpoint(name: string, ...words: (string | number)[]): Promise<EndpointResult> {
+    const child = this.#spawn(name, words.map(String));
+    let output = '';
+    child.stdout?.on('data', (data) => {
+      output += String(data);
+    });
+    return new Promise((resolve) => {
+      child.once('close', () => {
+        const line = output.trim().split('\n').at(-1) ?? '';
+        const none = { ok: false, error: `no result: ${output}` };
+        resolve(line === '' ? none : (JSON.parse(line) as EndpointResult));
+      });
+    });
+  }
+
+  /** Ends all processes and deletes all namespaces. */
+  async close(): Promise<void> {
+    for (const child of this.#children) {
+      if (child.exitCode !== null || child.signalCode !== null) continue;
+      const gone = new Promise((resolve) => child.once('exit', resolve));
+      child.kill('SIGKILL');
+      await gone;
+    }
+    for (const name of this.#names) {
+      execFileSync('ip', ['netns', 'del', this.#prefix + name]);
+    }
+    this.#names.clear();
+  }
+
+  #spawn(name: string, words: readonly string[]): ChildProcess {
+    // `ip netns exec` becomes the command, so that a signal reaches it.
+    const child = spawn(
+      'ip',
+      ['netns', 'exec', this.#prefix + name, process.execPath, ENDPOINT, ...words],
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    );
+    this.#children.add(child);
+    return child;
+  }
+}
