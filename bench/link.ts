@@ -89,8 +89,10 @@ async function pour(link: PeerLink, { frameBytes, seconds }: Order): Promise<num
       link.sendFrame(LINK_FRAME_CLIENT, 0, buffer, VNET_HDR_BYTES, frameBytes);
     }
     link.flush();
-    do await new Promise((resolve) => setTimeout(resolve, 1));
-    while (link.status().queueBytes > QUEUE_LOW_BYTES && Date.now() < end);
+    await new Promise((resolve) => setImmediate(resolve));
+    while (link.status().queueBytes > QUEUE_LOW_BYTES && Date.now() < end) {
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
   }
   return link.status().rttUs;
 }

@@ -34,7 +34,10 @@ export interface PeerHello {
 export interface PeerLinkHandlers {
   /** Both hellos were accepted. From here to `onDown` everything that is sent reaches the peer in order. */
   onUp(peer: PeerHello): void;
-  /** The link is gone: readable reason, e.g. `silent for 1000 ms`, `goodbye: shutting down`. */
+  /**
+   * The link is gone: readable reason, e.g. `silent for 1000 ms`, `goodbye: shutting down`. Not within a
+   * batch; no `onBatchEnd` follows.
+   */
   onDown(reason: string): void;
   /**
    * A frame, its virtio-net header directly before it. The memory is lent until `onBatchEnd` returns

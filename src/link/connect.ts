@@ -25,7 +25,6 @@ export class ConnectingLink implements PeerLink {
   #timer: NodeJS.Timeout | undefined;
   #retryMs = RETRY_MS_MIN;
   #upSinceUs: Micros | undefined;
-  #onIdle: (() => void) | undefined;
 
   constructor(options: LinkOptions) {
     this.#core = new LinkCore('connect', options);
@@ -64,15 +63,15 @@ export class ConnectingLink implements PeerLink {
     return this.#core.status();
   }
 
-  async close(reason: string): Promise<void> {
+  close(reason: string): Promise<void> {
     clearTimeout(this.#timer);
     const isUp = this.#core.connected;
     this.#core.close(reason);
-    if (this.#socket === undefined) return;
-    await new Promise<void>((resolve) => {
-      this.#onIdle = resolve;
-      if (!isUp) this.#socket?.destroy();
-    });
+    const socket = this.#socket;
+    if (socket === undefined) return Promise.resolve();
+    // A connection that is up ends after its goodbye.
+    if (!isUp) socket.destroy();
+    return new Promise((resolve) => socket.once('close', () => resolve()));
   }
 
   #attempt(): void {
@@ -86,11 +85,12 @@ export class ConnectingLink implements PeerLink {
     socket.setNoDelay(true);
     let isConnected = false;
     let isAttached = false;
-    let failure = 'handshake-timeout';
+    let failure = 'connect-timeout';
     const { handshakeTimeoutUs } = this.#core;
     const timer = setTimeout(() => socket.destroy(), handshakeTimeoutUs / US_PER_MS);
     socket.on('connect', () => {
       isConnected = true;
+      failure = 'handshake-timeout';
     });
     socket.on('error', (error) => {
       failure = isConnected ? tlsFailureReason(error) : `connect-${errorCode(error)}`;
@@ -125,10 +125,7 @@ export class ConnectingLink implements PeerLink {
 
   #retry(): void {
     this.#socket = undefined;
-    if (this.#core.isClosing) {
-      this.#onIdle?.();
-      return;
-    }
+    if (this.#core.isClosing) return;
     // Only a link that held for a while makes the next attempts quick again.
     const upUs = this.#upSinceUs === undefined ? 0 : this.#core.nowUs() - this.#upSinceUs;
     this.#upSinceUs = undefined;

@@ -14,7 +14,7 @@ import {
   type Server as TlsServer,
 } from 'node:tls';
 import { ColoError } from '../base/error.ts';
-import { type Micros, US_PER_MS } from '../base/time.ts';
+import { type Micros, US_PER_MS, US_PER_S } from '../base/time.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { PeerLink, PeerLinkHandlers, PeerLinkStatus } from '../env/link.ts';
 import type { LinkFrameKind, LinkMessage } from '../env/messages.ts';
@@ -24,6 +24,12 @@ import { errorCode, tlsFailureReason } from './security.ts';
 
 /** Connections that have not yet said hello. */
 const PENDING_CONNECTIONS_MAX = 8;
+
+/**
+ * Connections looked at in one second while a peer is up; the rest is closed unseen. A TLS handshake costs some
+ * tenths of a millisecond of the processor that the live link needs. While no peer is up all are looked at.
+ */
+const STRANGERS_PER_SECOND_MAX = 50;
 
 /** A connection from accept to hello. */
 interface Pending {
@@ -42,6 +48,9 @@ export class ListeningLink implements PeerLink {
   /** By remote address and port (unique on one listening socket), oldest first. */
   readonly #pending = new Map<string, Pending>();
   #server: Server | undefined;
+  /** The current second, and how many strangers came in it. */
+  #second = 0;
+  #strangersInSecond = 0;
   #tlsServer: TlsServer | undefined;
 
   constructor(options: LinkOptions) {
@@ -125,6 +134,12 @@ export class ListeningLink implements PeerLink {
     socket.setNoDelay(true);
     // Every end of a socket is seen in 'close'.
     socket.on('error', () => {});
+    // Without an address it was reset before it was accepted.
+    if (socket.remotePort === undefined || this.#isTooFast()) {
+      this.#core.countRefused(socket.remotePort === undefined ? 'closed' : 'too-fast');
+      socket.destroy();
+      return;
+    }
     if (this.#pending.size >= PENDING_CONNECTIONS_MAX) {
       for (const oldest of this.#pending.values()) {
         this.#dismiss(oldest, 'too-many');
@@ -147,6 +162,14 @@ export class ListeningLink implements PeerLink {
     socket.on('close', () => this.#dismiss(pending, isTls ? 'tls-incomplete' : 'closed'));
     if (this.#tlsServer === undefined) this.#attach(socket, pending);
     else this.#tlsServer.emit('connection', socket);
+  }
+
+  #isTooFast(): boolean {
+    const second = Math.floor(this.#core.nowUs() / US_PER_S);
+    if (second !== this.#second) this.#strangersInSecond = 0;
+    this.#second = second;
+    this.#strangersInSecond++;
+    return this.#core.connected && this.#strangersInSecond > STRANGERS_PER_SECOND_MAX;
   }
 
   /** Ends a pending connection and counts why. Nothing when it is no longer pending. */

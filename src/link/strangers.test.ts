@@ -132,6 +132,18 @@ describe('while a link is up', () => {
 });
 
 describe('strangers before the hello', () => {
+  test('while a peer is up a flood of them is closed unseen', async () => {
+    const key: LinkSecurityOptions = { kind: 'key', keyFile: bench.file('key') };
+    const { primary, secondary } = await bench.pair(key);
+    const garbage = randomBytes(100).fill(0x30, 0, 3);
+    const flood = Array.from({ length: 200 }, () => bench.stranger(primary.link.port, garbage));
+    await Promise.all(flood);
+    await until(() => sum(primary.link.status().refused) === 200, 'all refused');
+    // The flood may lie in two seconds of the clock, or three on a slow machine.
+    expect(primary.link.status().refused['too-fast']).toBeGreaterThanOrEqual(50);
+    expect([...primary.heard.downs, ...secondary.heard.downs]).toEqual([]);
+  });
+
   test.each(['plain', 'TLS'])('silent ones are dismissed in time (%s)', async (kind) => {
     const security: LinkSecurityOptions =
       kind === 'plain' ? INSECURE : { kind: 'key', keyFile: bench.file('key') };
