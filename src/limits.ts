@@ -31,6 +31,13 @@ export const PORT_SEND_QUEUE_BYTES_MAX = 8 * 1024 * 1024;
 export const COMPARE_TIMEOUT_US: Micros = 200_000;
 
 /**
+ * A guest that goes on producing is slow, not silent: while a stream's agreed prefix grows, the compare timeout starts
+ * anew, until a segment has waited for this many compare timeouts. In a bulk transfer a whole window (megabytes) may
+ * wait its turn behind a slower guest, and a checkpoint would make that guest no faster.
+ */
+export const COMPARE_LAG_TIMEOUTS = 5;
+
+/**
  * Datagrams that differ may be late answers in another order. When both guests have an unmatched
  * datagram in a flow for this long it is a divergence, without waiting for the whole timeout.
  */

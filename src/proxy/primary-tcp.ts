@@ -21,6 +21,7 @@ import { AckGate } from '../compare/ack-gate.ts';
 import { STREAM_DIFFERENT_FIN, STREAM_EQUAL, StreamComparer } from '../compare/stream.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { CheckpointCause } from '../env/messages.ts';
+import { COMPARE_LAG_TIMEOUTS } from '../limits.ts';
 import { lowerAck, setWindow, trimSack } from '../rewrite/lower.ts';
 import { dissect, type FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
@@ -81,6 +82,8 @@ export class TcpFlow implements PrimaryFlowBase {
   /** What could not (wholly) go out of the PVM's last ACK. */
   readonly heldAck: HeldAck;
   secondarySinceUs: Micros = NEVER;
+  /** When the agreed prefix grew last. */
+  progressUs: Micros = 0;
   resetSinceUs: Micros = NEVER;
 
   readonly #context: PrimaryContext;
@@ -210,14 +213,13 @@ export class TcpFlow implements PrimaryFlowBase {
 
   // ------------------------------------------------------------------ deadlines
 
-  /** Since when the oldest thing waits; NEVER when nothing does. */
+  /** Since when the other guest has been silent about the oldest thing that waits; NEVER when nothing does. */
   waitingSinceUs(): Micros {
-    const head = this.held[0];
     return Math.min(
-      head === undefined ? NEVER : head.arrivedUs,
+      this.#headSinceUs(),
       this.heldAck.ackSinceUs,
       this.heldAck.windowSinceUs,
-      this.secondarySinceUs,
+      this.#sinceProgress(this.secondarySinceUs),
       this.resetSinceUs,
     );
   }
@@ -225,15 +227,27 @@ export class TcpFlow implements PrimaryFlowBase {
   /** The compare timeout has passed since `waitingSinceUs()`. */
   onTimeout(): void {
     const since = this.waitingSinceUs();
-    const head = this.held[0];
-    let cause: CheckpointCause = 'secondary-silent';
-    if (head !== undefined && head.arrivedUs === since) {
-      if ((head.flags & TCP_RST) !== 0) cause = 'reset-mismatch';
+    let cause: CheckpointCause;
+    if (this.#headSinceUs() === since) {
+      const isReset = ((this.held[0]?.flags ?? 0) & TCP_RST) !== 0;
+      cause = isReset ? 'reset-mismatch' : 'secondary-silent';
     } else if (this.resetSinceUs === since) cause = 'reset-mismatch';
     else if (this.heldAck.ackSinceUs === since) cause = 'acknowledgement-behind';
     else if (this.heldAck.windowSinceUs === since) cause = 'window-closed';
     else cause = 'primary-silent';
     this.#want(cause);
+  }
+
+  #headSinceUs(): Micros {
+    const head = this.held[0];
+    return head === undefined ? NEVER : this.#sinceProgress(head.arrivedUs);
+  }
+
+  /** See COMPARE_LAG_TIMEOUTS. */
+  #sinceProgress(sinceUs: Micros): Micros {
+    if (this.progressUs <= sinceUs || sinceUs === NEVER) return sinceUs;
+    const lagUs = (COMPARE_LAG_TIMEOUTS - 1) * this.#context.config.compareTimeoutUs;
+    return Math.min(this.progressUs, sinceUs + lagUs);
   }
 
   /** End of the batch: the SVM may have caught up with a held ACK. */
@@ -434,7 +448,9 @@ export class TcpFlow implements PrimaryFlowBase {
 
   #advance(): void {
     const comparer = this.comparer;
+    const before = comparer.compared;
     const verdict = comparer.advance();
+    if (comparer.compared !== before) this.progressUs = this.#context.nowUs;
     if (verdict !== STREAM_EQUAL) {
       this.#diverge(verdict === STREAM_DIFFERENT_FIN ? 'fin-mismatch' : 'different-bytes');
       return;

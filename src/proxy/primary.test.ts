@@ -445,6 +445,20 @@ describe('PrimaryEngine, liveness and limits', () => {
     expect(w.out.requests.at(-1)).toMatchObject({ cause: 'secondary-silent' });
   });
 
+  it('does not call a guest silent that is slow but goes on, up to a bound', () => {
+    const w = new World().protect();
+    w.open();
+    const before = w.out.requests.length;
+    w.primary(data(0, 'y'.repeat(1_400)));
+    for (let at = 0; at < 9; at++) {
+      w.pass(100_000);
+      w.secondary(data(at, 'y'));
+    }
+    expect(w.out.requests).toHaveLength(before);
+    w.pass(110_000);
+    expect(w.out.requests.at(-1)).toMatchObject({ cause: 'secondary-silent' });
+  });
+
   it('keeps the minimum run time between checkpoints', () => {
     const w = new World({ minRunUs: 300_000 }).protect();
     w.commit();
