@@ -112,6 +112,26 @@ export class Namespaces {
     });
   }
 
+  /** Runs any program to its end; resolves with what it printed. */
+  command(name: string, words: readonly string[]): Promise<string> {
+    const child = this.start(name, words);
+    let output = '';
+    child.stdout?.on('data', (data) => {
+      output += String(data);
+    });
+    return new Promise((resolve) => child.once('close', () => resolve(output)));
+  }
+
+  /** Starts any program; `close` ends it. */
+  start(name: string, words: readonly string[]): ChildProcess {
+    // `ip netns exec` becomes the command, so that a signal reaches it.
+    const child = spawn('ip', ['netns', 'exec', this.#prefix + name, ...words], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    this.#children.add(child);
+    return child;
+  }
+
   /** Ends all processes and deletes all namespaces. */
   async close(): Promise<void> {
     for (const child of this.#children) {
@@ -127,13 +147,6 @@ export class Namespaces {
   }
 
   #spawn(name: string, words: readonly string[]): ChildProcess {
-    // `ip netns exec` becomes the command, so that a signal reaches it.
-    const child = spawn(
-      'ip',
-      ['netns', 'exec', this.#prefix + name, process.execPath, ENDPOINT, ...words],
-      { stdio: ['ignore', 'pipe', 'inherit'] },
-    );
-    this.#children.add(child);
-    return child;
+    return this.start(name, [process.execPath, ENDPOINT, ...words]);
   }
 }
