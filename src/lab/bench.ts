@@ -15,7 +15,7 @@ import { GuestProcess } from './guest-process.ts';
 import { ProcessChannel } from './messages.ts';
 import { labModule } from './program.ts';
 import type { Impairment, RelayReply, RelayRequest } from './relay/main.ts';
-import { buildTopology, closeTopology, type Topology } from './topology.ts';
+import { buildTopology, closeTopology, replaceSvm, type Topology } from './topology.ts';
 import { VmManager } from './vm-manager.ts';
 
 export type Family = 4 | 6;
@@ -183,7 +183,8 @@ export class Bench {
 
   /** A new secondary node in the place of the dead one, with a new machine. */
   async reviveSecondaryNode(): Promise<void> {
-    this.topology.sn.ip(['link set eth0 up', 'link set eth1 up', 'link set tap0 up']);
+    this.topology.sn.ip(['link set eth0 up', 'link set eth1 up']);
+    replaceSvm(this.topology);
     this.svm = new GuestProcess(this.topology.svm);
     this.secondary = this.#newSecondary();
     await Promise.all([this.svm.ready, this.secondary.started()]);

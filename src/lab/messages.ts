@@ -98,7 +98,7 @@ export function serveChannel(handle: (request: Asked) => unknown): void {
     answer().then(
       (reply) => process.send?.({ type: 'reply', id: request.id, reply }),
       (error: unknown) => {
-        const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+        const text = error instanceof Error ? error.message : String(error);
         process.send?.({ type: 'reply', id: request.id, error: text });
       },
     );

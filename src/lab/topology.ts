@@ -29,11 +29,10 @@ export interface Topology {
   readonly pn: Namespace;
   readonly sn: Namespace;
   readonly pvm: Namespace;
-  readonly svm: Namespace;
+  /** Replaced by {@link replaceSvm}. */
+  svm: Namespace;
   /** Where the impairment relay runs; undefined without impairment. */
   readonly wire: Namespace | undefined;
-  /** All of them, for tearing down and for telling the user. */
-  readonly all: readonly Namespace[];
 }
 
 export interface TopologyOptions {
@@ -104,13 +103,32 @@ export function buildTopology(options: TopologyOptions): Topology {
   sn.ip(['link set tap0 up']);
   for (const guest of [pvm, svm]) addHost(guest, 'guest', GUEST_MAC);
   addHost(client, 'client', undefined);
-  const all = [client, switchNs, pn, sn, pvm, svm, ...(wire === undefined ? [] : [wire])];
-  return { client, switch: switchNs, pn, sn, pvm, svm, wire, all };
+  return { client, switch: switchNs, pn, sn, pvm, svm, wire };
+}
+
+/** All namespaces, for tearing down and for telling the user. */
+export function namespacesOf(topology: Topology): Namespace[] {
+  const { client, switch: switchNs, pn, sn, pvm, svm, wire } = topology;
+  return [client, switchNs, pn, sn, pvm, svm, ...(wire === undefined ? [] : [wire])];
 }
 
 /** Gives up all namespaces; processes in them must have ended, or keep theirs alive. */
 export function closeTopology(topology: Topology): void {
-  for (const ns of topology.all) ns.close();
+  for (const ns of namespacesOf(topology)) ns.close();
+}
+
+/**
+ * A new machine in the place of the SVM. The old one's kernel still holds its connections (they outlive the
+ * process that owned them), so it must go as a whole. Only without impairment.
+ */
+export function replaceSvm(topology: Topology): void {
+  topology.sn.ip(['link del tap0']);
+  topology.svm.close();
+  topology.svm = new Namespace('svm');
+  topology.svm.sysctl({ ...HOST, ...GUEST });
+  connect(topology.svm, 'eth0', topology.sn, 'tap0', undefined, 'svm');
+  topology.sn.ip(['link set tap0 up']);
+  addHost(topology.svm, 'guest', GUEST_MAC);
 }
 
 const BRIDGE = 'type bridge stp_state 0 forward_delay 0 mcast_snooping 0';
