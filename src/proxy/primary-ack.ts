@@ -9,7 +9,7 @@ import { type Micros, NEVER } from '../base/time.ts';
 import type { AckGate } from '../compare/ack-gate.ts';
 import { VNET_HDR_BYTES } from '../limits.ts';
 import { foldSum, sumOfBytes } from '../rewrite/checksum-delta.ts';
-import { trimSack } from '../rewrite/lower.ts';
+import { lowerAck, setWindow, trimSack } from '../rewrite/lower.ts';
 import { dissect, type FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqBeforeOrEqual } from '../wire/seq.ts';
 import {
@@ -18,12 +18,16 @@ import {
   TCP_CHECKSUM,
   TCP_ECE,
   TCP_FLAGS,
+  TCP_HEADER_BYTES_MIN,
   TCP_SEQ,
+  TCP_SYN,
   TCP_URGENT,
   TCP_WINDOW,
 } from '../wire/tcp.ts';
+import { parseTcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
 import type { PrimaryContext, PrimaryFlow } from './primary-context.ts';
+import { type HeldSegment, lookAt } from './primary-segment.ts';
 
 const IP_PROTOCOL_TCP = 6;
 
@@ -63,8 +67,55 @@ export class HeldAck {
     return this.#windowSinceUs;
   }
 
+  /** Lowers the segment in place to what both guests cover. False: it stays behind. */
+  pass(segment: HeldSegment, isPureAck: boolean): boolean {
+    const gate = this.#gate;
+    const isSyn = (segment.flags & TCP_SYN) !== 0;
+    gate.limit(segment.ack, segment.window, isSyn);
+    const { ack, window, lowered } = gate;
+    this.#coveredBlocks = 0;
+    const trims = segment.hasSack && this.#blocksCovered(segment) < 0;
+    if (!lowered && !trims) {
+      if (this.#isCoveredBy(ack)) this.drop();
+      gate.onEmitted(ack, window, isSyn);
+      return true;
+    }
+    const context = this.#context;
+    const saysNew = !isPureAck || gate.advances(ack, window) || this.#coveredBlocks > 0;
+    const info = lookAt(segment, context.scratchInfo);
+    if (!isSyn) this.#keep(info, segment.hasSack, saysNew);
+    if (!saysNew) return false;
+    lowerAck(info, ack);
+    setWindow(info, window);
+    if (trims) {
+      context.counts.sackTrimmed += trimSack(info, (left, right) => gate.coversBlock(left, right));
+    }
+    context.counts.ackLowered++;
+    gate.onEmitted(ack, window, isSyn);
+    return true;
+  }
+
+  #coveredBlocks = 0;
+
+  /** Counts the SACK blocks that the SVM covers; returns -1 when there are others, else how many. */
+  #blocksCovered(segment: HeldSegment): number {
+    const info = lookAt(segment, this.#context.scratchInfo);
+    const options = this.#context.scratchOptions;
+    parseTcpOptions(
+      info.view,
+      info.l4Offset + TCP_HEADER_BYTES_MIN,
+      info.l4Offset + info.tcpHeaderBytes,
+      options,
+    );
+    this.#coveredBlocks = 0;
+    for (let i = 0; i < options.sackCount; i++) {
+      if (this.#gate.coversBlock(options.sackLeft(i), options.sackRight(i))) this.#coveredBlocks++;
+    }
+    return this.#coveredBlocks === options.sackCount ? this.#coveredBlocks : -1;
+  }
+
   /** Is everything that it says covered by an ACK number that goes out? */
-  isCoveredBy(ack: Seq): boolean {
+  #isCoveredBy(ack: Seq): boolean {
     return this.#frame !== undefined && seqBeforeOrEqual(this.#ack, ack);
   }
 
@@ -72,7 +123,7 @@ export class HeldAck {
    * Takes the place of what was kept before: the header of `info`'s segment. The gate's last `limit` says how much of it may go
    * out now. `wasSent`: the segment itself goes out, lowered.
    */
-  keep(info: FrameInfo, hasSack: boolean, wasSent: boolean): void {
+  #keep(info: FrameInfo, hasSack: boolean, wasSent: boolean): void {
     const context = this.#context;
     const length = info.l4Offset + info.tcpHeaderBytes - info.frameOffset;
     if (this.#frame !== undefined) context.unhold(this.#flow, this.#frame);

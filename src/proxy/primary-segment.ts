@@ -4,10 +4,11 @@
  *
  * @module
  */
+import { assert } from '../base/assert.ts';
 import type { Micros } from '../base/time.ts';
 import type { Piece } from '../compare/stream.ts';
 import type { FrameBuffer } from '../env/frame.ts';
-import type { FrameInfo } from '../wire/frame.ts';
+import { dissect, FRAME_OK, type FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd } from '../wire/seq.ts';
 import { TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, TcpOptions } from '../wire/tcp-options.ts';
@@ -124,4 +125,11 @@ export function segmentLength(info: FrameInfo): number {
   if ((info.tcpFlags & TCP_SYN) !== 0) length++;
   if ((info.tcpFlags & TCP_FIN) !== 0) length++;
   return length;
+}
+
+/** Dissects a held segment's frame again, for changing it in place. Not for one that came in fragments. */
+export function lookAt(segment: HeldSegment, info: FrameInfo): FrameInfo {
+  const result = dissect(segment.buffer, segment.frameOffset, segment.frameBytes, info);
+  assert(result === FRAME_OK, 'a held segment was dissected before');
+  return info;
 }

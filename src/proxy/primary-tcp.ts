@@ -15,15 +15,13 @@
  *
  * @module
  */
-import { assert } from '../base/assert.ts';
 import { type Micros, NEVER } from '../base/time.ts';
 import { AckGate } from '../compare/ack-gate.ts';
 import { STREAM_DIFFERENT_FIN, STREAM_EQUAL, StreamComparer } from '../compare/stream.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { CheckpointCause } from '../env/messages.ts';
 import { COMPARE_LAG_TIMEOUTS } from '../limits.ts';
-import { lowerAck, setWindow, trimSack } from '../rewrite/lower.ts';
-import { dissect, type FrameInfo } from '../wire/frame.ts';
+import type { FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
 import { TCP_ACK, TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, type TcpOptions } from '../wire/tcp-options.ts';
@@ -34,6 +32,7 @@ import {
   describePiece,
   describeSegment,
   type HeldSegment,
+  lookAt,
   recyclePiece,
   recycleSegment,
   type SecondaryPiece,
@@ -536,14 +535,13 @@ export class TcpFlow implements PrimaryFlowBase {
       (flags & (TCP_SYN | TCP_FIN | TCP_RST)) === 0 &&
       (flags & TCP_ACK) !== 0;
     if ((flags & TCP_ACK) !== 0 && (flags & TCP_RST) === 0) {
-      if (!this.#passGate(segment, isPureAck)) {
+      if (!this.heldAck.pass(segment, isPureAck)) {
         this.#free(segment);
         return;
       }
     }
     if ((flags & TCP_SYN) !== 0 && segment.fragments === undefined) {
-      this.#look(segment);
-      this.handshake.lower(this.#context.scratchInfo);
+      this.handshake.lower(lookAt(segment, this.#context.scratchInfo));
     }
     if ((flags & TCP_RST) !== 0) this.resetSinceUs = NEVER;
     this.#context.counts.compared++;
@@ -560,61 +558,6 @@ export class TcpFlow implements PrimaryFlowBase {
     this.releasedKnown = true;
     this.progressed = true;
     this.#context.markDirty(this);
-  }
-
-  /** Lowers the segment in place to what both guests cover. False: it stays behind as `heldAck`. */
-  #passGate(segment: HeldSegment, isPureAck: boolean): boolean {
-    const gate = this.gate;
-    const isSyn = (segment.flags & TCP_SYN) !== 0;
-    gate.limit(segment.ack, segment.window, isSyn);
-    const { ack, window, lowered } = gate;
-    this.#coveredBlocks = 0;
-    const trims = segment.hasSack && this.#blocksCovered(segment) < 0;
-    if (!lowered && !trims) {
-      if (this.heldAck.isCoveredBy(ack)) this.heldAck.drop();
-      gate.onEmitted(ack, window, isSyn);
-      return true;
-    }
-    const context = this.#context;
-    const saysNew = !isPureAck || gate.advances(ack, window) || this.#coveredBlocks > 0;
-    this.#look(segment);
-    if (!isSyn) this.heldAck.keep(context.scratchInfo, segment.hasSack, saysNew);
-    if (!saysNew) return false;
-    lowerAck(context.scratchInfo, ack);
-    setWindow(context.scratchInfo, window);
-    if (trims) {
-      context.counts.sackTrimmed += trimSack(context.scratchInfo, (left, right) =>
-        gate.coversBlock(left, right),
-      );
-    }
-    context.counts.ackLowered++;
-    gate.onEmitted(ack, window, isSyn);
-    return true;
-  }
-
-  #coveredBlocks = 0;
-
-  /** Counts the SACK blocks that the SVM covers; returns -1 when there are others, else how many. */
-  #blocksCovered(segment: HeldSegment): number {
-    this.#look(segment);
-    const info = this.#context.scratchInfo;
-    const options = this.#context.scratchOptions;
-    parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, options);
-    this.#coveredBlocks = 0;
-    for (let i = 0; i < options.sackCount; i++) {
-      if (this.gate.coversBlock(options.sackLeft(i), options.sackRight(i))) this.#coveredBlocks++;
-    }
-    return this.#coveredBlocks === options.sackCount ? this.#coveredBlocks : -1;
-  }
-
-  #look(segment: HeldSegment): void {
-    const result = dissect(
-      segment.buffer,
-      segment.frameOffset,
-      segment.frameBytes,
-      this.#context.scratchInfo,
-    );
-    assert(result === 0, 'a held segment was dissected before');
   }
 
   #releasedEnd(): Seq | undefined {
