@@ -28,7 +28,7 @@ const KEEPALIVE_IDLE_MS = 10_000;
  */
 export function parseEndpoint(text: string): Endpoint {
   const fail = (why: string) =>
-    new ColoError('COLO_ERR_VM_SPEC', `Expected unix:PATH or HOST:PORT, not '${text}': ${why}`);
+    new ColoError('COLO_ERR_VM_SPEC', `Expected unix:PATH or HOST:PORT; got '${text}': ${why}`);
   if (text.startsWith('unix:')) {
     const path = text.slice('unix:'.length);
     if (path === '' || path.includes('\0')) throw fail('the path is empty or holds a NUL');

@@ -4,9 +4,10 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { checkpointRequest } from '../../test/support/recording-node.ts';
 import { type Log, type LogFields, SILENT_LOG } from '../env/log.ts';
+import { parseEndpoint } from './endpoint.ts';
 import { ExecVmDriver } from './exec.ts';
-import { openVm } from './open.ts';
-import { parseVmSpec } from './spec.ts';
+import { openVm, type VmSpecs } from './open.ts';
+import { parseNfnetlinkSpec, parseVmSpec } from './spec.ts';
 
 let directory: string;
 let driver: ExecVmDriver | undefined;
@@ -101,7 +102,17 @@ describe('parseVmSpec()', () => {
   it('reads the drivers and refuses the rest', () => {
     expect(parseVmSpec('none')).toEqual({ kind: 'none' });
     expect(parseVmSpec('exec:a b:c')).toEqual({ kind: 'exec', command: 'a b:c' });
-    for (const text of ['', 'exec', 'exec:', 'exec: ', 'none:', 'NONE', 'exec:a\0b']) {
+    for (const text of [
+      '',
+      'exec',
+      'exec:',
+      'exec: ',
+      'none:',
+      'NONE',
+      'exec:a\0b',
+      'qmp:',
+      'qmp:x',
+    ]) {
       expect(() => parseVmSpec(text)).toThrow(
         expect.objectContaining({ code: 'COLO_ERR_VM_SPEC' }),
       );
@@ -111,8 +122,18 @@ describe('parseVmSpec()', () => {
 
 describe('openVm()', () => {
   it('names the driver as the user wrote it', () => {
-    const names = ['none', 'exec:sync'].map((s) => openVm(parseVmSpec(s), { log }).name);
-    expect(names).toEqual(['none', 'exec:sync']);
+    const others = { nfnetlink: undefined, notify: undefined };
+    const nameOf = (text: string, rest: Partial<VmSpecs> = {}) =>
+      openVm({ vm: parseVmSpec(text), ...others, ...rest }, { role: 'primary', log }).name;
+    for (const text of ['none', 'exec:sync', 'qmp:unix:/run/qmp', 'qmp:[::1]:4444']) {
+      expect(nameOf(text)).toBe(text);
+    }
+    const nfnetlink = parseNfnetlinkSpec('4711');
+    expect(nameOf('none', { nfnetlink })).toBe('nfnetlink:4711');
+    const notify = parseEndpoint('127.0.0.1:9009');
+    expect(nameOf('exec:sync', { nfnetlink, notify })).toBe(
+      'exec:sync + nfnetlink:4711 + notify:127.0.0.1:9009',
+    );
   });
 });
 

@@ -28,7 +28,7 @@ import {
 import { NETLINK_DATAGRAM_BYTES_MAX } from '../limits.ts';
 import { NetlinkSocket } from '../os/netlink.ts';
 import { connectEndpoint } from './endpoint.ts';
-import type { NfnetlinkSpec } from './nfnetlink.ts';
+import type { NfnetlinkSpec } from './spec.ts';
 
 /** A notification: the proxy wants a checkpoint (or, after `query`, says whether it does). */
 export interface ColoNotification {

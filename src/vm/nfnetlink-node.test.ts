@@ -133,12 +133,12 @@ describe('NfnetlinkNode', () => {
     expect(events.commands).toEqual([]);
   });
 
-  test('acknowledges DO_CHECKPOINT on the secondary without an edge of its own', async () => {
+  test('carries out DO_CHECKPOINT on the secondary as well', async () => {
     const { ask, answers, events } = setUp('secondary');
     ask('init', 2);
     ask('checkpoint', 2);
     expect(await answers()).toEqual([0, 0]);
-    expect(events.commands).toEqual([]);
+    expect(events.commands).toEqual(['commit']);
   });
 
   test('answers in the order of the requests, also while one takes time', async () => {

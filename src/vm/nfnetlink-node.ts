@@ -241,15 +241,15 @@ export class NfnetlinkNode {
   }
 
   /**
-   * Both guests are paused and the state is copied: both edges at once. The secondary is told by the primary, over the
-   * peer link; its own VM layer's message carries nothing new, and is acknowledged.
+   * Both guests are paused and the state is copied: both edges at once. The secondary hears of it from the primary too,
+   * over the peer link, and whichever comes first counts.
    */
   async #checkpoint(node: OwnedNode): Promise<number> {
-    if (node.mode !== COLO_MODE.primary) return 0;
+    if (node.mode === COLO_MODE.unprotected) return 0;
     this.checkpointBegun();
     const errno = await this.#command('checkpoint', this.#events.checkpointCommit());
     // libxl takes any NLMSG_ERROR that it finds at its next wait for the end of the replication. A checkpoint without
-    // a secondary must not end it: the older ABI's checkpoint succeeds, as in the module, and the event tells.
+    // a peer must not end it: the older ABI's checkpoint succeeds, as in the module, and the event tells.
     return node.abi === 'legacy' ? 0 : errno;
   }
 

@@ -11,12 +11,13 @@ import { encodeColoRequest, encodeLegacyRequest } from '../codec/nfnetlink-colo.
 import { SILENT_LOG } from '../env/log.ts';
 import type { Role } from '../env/messages.ts';
 import { VM_CLIENTS_MAX } from '../limits.ts';
-import { NfnetlinkDriver, type NfnetlinkSpec, parseNfnetlinkSpec } from './nfnetlink.ts';
+import { NfnetlinkDriver } from './nfnetlink.ts';
 import {
   type ColoNotification,
   NfnetlinkClient,
   type NfnetlinkClientOptions,
 } from './nfnetlink-client.ts';
+import { type NfnetlinkSpec, parseNfnetlinkSpec } from './spec.ts';
 
 let directory = '';
 let cleanUps: (() => unknown)[] = [];

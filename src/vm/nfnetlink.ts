@@ -15,7 +15,6 @@
  * @module
  */
 import { createServer, type Server, type Socket } from 'node:net';
-import { ColoError } from '../base/error.ts';
 import { US_PER_MS } from '../base/time.ts';
 import { ERRNO, NetlinkStreamDecoder, NLMSG_HDR_BYTES, splitNetlink } from '../codec/netlink.ts';
 import type { Log } from '../env/log.ts';
@@ -28,33 +27,9 @@ import {
   VM_UNREAD_BYTES_MAX,
 } from '../limits.ts';
 import { type NetlinkSender, NetlinkSocket, netlinkSocketInodes } from '../os/netlink.ts';
-import { type Endpoint, endpointText, listenEndpoint, parseEndpoint } from './endpoint.ts';
+import { type Endpoint, endpointText, listenEndpoint } from './endpoint.ts';
 import { type ColoClient, NfnetlinkNode } from './nfnetlink-node.ts';
-
-/** A checked `--nfnetlink`. */
-export type NfnetlinkSpec =
-  | { readonly kind: 'netlink'; readonly portId: number }
-  | { readonly kind: 'unix'; readonly path: string };
-
-/**
- * Reads `PORTID` (1 to 2^32 - 1) or `unix:PATH`.
- *
- * @throws ColoError `COLO_ERR_VM_SPEC`
- */
-export function parseNfnetlinkSpec(text: string): NfnetlinkSpec {
-  if (/^\d{1,10}$/.test(text)) {
-    const portId = Number(text);
-    if (portId >= 1 && portId <= 0xffff_ffff) return { kind: 'netlink', portId };
-  }
-  if (text.startsWith('unix:')) {
-    const endpoint: Endpoint = parseEndpoint(text);
-    if (endpoint.kind === 'unix') return endpoint;
-  }
-  throw new ColoError(
-    'COLO_ERR_VM_SPEC',
-    `Expected PORTID (1 to 4294967295) or unix:PATH, not '${text}'`,
-  );
-}
+import type { NfnetlinkSpec } from './spec.ts';
 
 export interface NfnetlinkOptions {
   readonly spec: NfnetlinkSpec;

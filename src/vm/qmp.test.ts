@@ -328,11 +328,53 @@ describe('QmpVmDriver on the primary: failures', () => {
 });
 
 describe('QmpVmDriver on the secondary', () => {
-  test('only watches checkpoints', async () => {
-    const { qemu, node, state } = await setUp('secondary', { colo: true });
+  test('commits the checkpoint that the primary has begun, at RESUME', async () => {
+    const { qemu, node, state, event } = await setUp('secondary', { colo: true });
+    qemu.behaviour.resumeMs = 20;
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    event('checkpoint-begun');
+    await sleep(5);
+    expect(node.commands).toEqual([]);
+    await until(() => node.commands.length === 1);
+    expect(node.commands).toEqual(['commit']);
+    // The primary's begin may be seen before the STOP.
+    event('checkpoint-committed');
+    event('checkpoint-begun');
+    qemu.checkpoint();
+    await until(() => node.commands.length === 2);
+    // And after the RESUME.
+    event('checkpoint-committed');
     qemu.checkpoint();
     await until(() => state() === 'stopped');
     await until(() => state() === 'running');
+    event('checkpoint-begun');
+    expect(node.commands).toEqual(['commit', 'commit', 'commit']);
+  });
+
+  test('commits neither a pause without a begin nor one that the primary has committed', async () => {
+    const { qemu, node, state, event } = await setUp('secondary', { colo: true });
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    await until(() => state() === 'running');
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    event('checkpoint-begun');
+    event('checkpoint-committed');
+    await until(() => state() === 'running');
+    await sleep(10);
+    expect(node.commands).toEqual([]);
+  });
+
+  test('commits nothing when COLO fails in the midst of a checkpoint', async () => {
+    const { qemu, node, state, event } = await setUp('secondary', { colo: true });
+    qemu.behaviour.resumeMs = -1;
+    qemu.checkpoint();
+    event('checkpoint-begun');
+    await until(() => state() === 'stopped');
+    qemu.event('COLO_EXIT', { mode: 'secondary', reason: 'error' });
+    qemu.resumeGuest();
+    await sleep(20);
     expect(node.commands).toEqual([]);
   });
 

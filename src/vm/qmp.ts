@@ -5,8 +5,8 @@
  *          ^                                    ^                        |
  *          '------- connection lost ------------+------ COLO_EXIT -------'
  *
- * On the primary checkpoints are asked for and told (`qmp-checkpoints.ts`). On the secondary they are only watched:
- * the primary tells the secondary over the peer link. Failover:
+ * On the primary checkpoints are asked for and told (`qmp-checkpoints.ts`). On the secondary, which hears of them over
+ * the peer link, the end of one is told as well (`qmp-replica.ts`). Failover:
  *
  * - secondary: when the node has taken over, QEMU is told `x-colo-lost-heartbeat`. When somebody else has told it so
  *   (COLO_EXIT or query-colo-status with reason `request`), that is the decision from outside, and the node is asked to take over.
@@ -26,6 +26,7 @@ import type { VmDriver, VmEvents, VmStatus } from '../env/vm.ts';
 import { type Endpoint, endpointText, isLocal } from './endpoint.ts';
 import { QmpCheckpoints } from './qmp-checkpoints.ts';
 import { QmpClient, type QmpEvent, type QmpResult } from './qmp-client.ts';
+import { QmpReplica } from './qmp-replica.ts';
 
 export interface QmpVmOptions {
   readonly endpoint: Endpoint;
@@ -47,6 +48,7 @@ export class QmpVmDriver implements VmDriver {
   readonly #options: QmpVmOptions;
   readonly #client: QmpClient;
   #checkpoints: QmpCheckpoints | undefined;
+  readonly #replica = new QmpReplica(() => void this.#commitReplica());
   #events: VmEvents | undefined;
   #state: QmpState = 'disconnected';
   #version = '';
@@ -105,7 +107,11 @@ export class QmpVmDriver implements VmDriver {
   }
 
   onEvent(event: ProxyEvent): void {
-    if (event.kind === 'peer-up') {
+    if (event.kind === 'checkpoint-begun') {
+      this.#replica.onBegun();
+    } else if (event.kind === 'checkpoint-committed' || event.kind === 'checkpoint-aborted') {
+      this.#replica.onOver();
+    } else if (event.kind === 'peer-up') {
       this.#isPeerUp = true;
       this.#isReleased = false;
     } else if (event.kind === 'peer-down') {
@@ -174,6 +180,7 @@ export class QmpVmDriver implements VmDriver {
     this.#setState('disconnected', reason);
     this.#isInColo = false;
     this.#isBroken = false;
+    this.#replica.onOver();
     this.#checkpoints?.disconnect();
   }
 
@@ -228,6 +235,7 @@ export class QmpVmDriver implements VmDriver {
     if (!this.#isInColo) return;
     if (this.#options.role === 'secondary') {
       this.#setState('stopped', 'STOP');
+      this.#replica.onStop();
       return;
     }
     this.#checkpoints?.onStop(false);
@@ -240,9 +248,13 @@ export class QmpVmDriver implements VmDriver {
       this.#checkpoints?.onResume(atUs);
       return;
     }
-    if (this.#isInColo) this.#setState('running', 'RESUME');
+    if (this.#isInColo) {
+      this.#setState('running', 'RESUME');
+      this.#replica.onResume();
+      return;
+    }
     // After COLO_EXIT with an error QEMU resumes when somebody has told it to take over.
-    else if (this.#isBroken) void this.#lookForTakeover();
+    if (this.#isBroken) void this.#lookForTakeover();
   }
 
   #onMigration(status: string): void {
@@ -266,6 +278,7 @@ export class QmpVmDriver implements VmDriver {
 
   #leaveColo(reason: string): void {
     this.#isInColo = false;
+    this.#replica.onOver();
     const isAborted = this.#checkpoints?.leave(reason);
     this.#setState('idle', reason);
     // An abort makes the node unprotected as well.
@@ -295,6 +308,12 @@ export class QmpVmDriver implements VmDriver {
       // The peer's proxy is alive and refuses to take over, or this node has decided to serve alone.
       void this.#tellLost(text);
     }
+  }
+
+  async #commitReplica(): Promise<void> {
+    if (this.#options.role !== 'secondary') return;
+    const result = await this.#events?.checkpointCommit();
+    if (result?.ok === false) this.#report(`The node refused to commit: ${result.error}`);
   }
 
   // Failover.

@@ -99,8 +99,8 @@ export class FakeQemu {
 
   resumeGuest(): void {
     this.behaviour.isRunning = true;
-    // The guest really ran again a little before the event was written.
-    this.event('RESUME', undefined, Date.now() * 1_000 + 999);
+    // Stamped a second too late: a test process that is busy would otherwise see STOP after the RESUME's time.
+    this.event('RESUME', undefined, Date.now() * 1_000 + 1_000_000);
   }
 
   /** STOP, the copying, RESUME. */
