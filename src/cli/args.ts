@@ -11,7 +11,8 @@ import type { Role } from '../env/messages.ts';
 import { CONTROL_FLOWS_MAX, EVENTS_KEPT_MAX } from '../limits.ts';
 import { LOG_LEVELS } from '../observe/levels.ts';
 import type { SimOptions } from '../sim/main.ts';
-import { parseVmSpec } from '../vm/spec.ts';
+import { parseEndpoint } from '../vm/endpoint.ts';
+import { parseNfnetlinkSpec, parseVmSpec } from '../vm/spec.ts';
 import type { CtlCommand, CtlOptions } from './ctl.ts';
 import type { LabOptions } from './experiments.ts';
 import type { GivenSettings } from './settings.ts';
@@ -88,6 +89,7 @@ Exit codes: 0 done, 1 refused by the node, 64 wrong command line, 70 bug, 71 ope
 const NODE_HELP = `
 PORT is packet:IFNAME (an interface, through a packet socket) or tap:IFNAME (a tap device of our own).
 Flags go before the same keys of the configuration file (the flags' names without the dashes).
+--vm is none (checkpoints come through ctl), exec:COMMAND, qmp:unix:PATH or qmp:HOST:PORT.
 exec:COMMAND finds the request as JSON in COLO_REQUEST and the control socket in COLO_CONTROL.
 SIGTERM leaves cleanly: the primary passes frames until the last moment and says goodbye to its peer.
 
@@ -130,7 +132,11 @@ function nodeCommand(role: Role, actions: Actions, onExit: (code: number) => voi
       .addOption(passOption());
   }
   return command
-    .addOption(option('--vm <driver>', 'exec:COMMAND or none: who makes checkpoints', parseVmSpec))
+    .addOption(option('--vm <driver>', 'who makes checkpoints; see below', parseVmSpec))
+    .addOption(
+      option('--nfnetlink <address>', 'nfnetlink_colo: PORTID or unix:PATH', parseNfnetlinkSpec),
+    )
+    .addOption(option('--notify <address>', 'HOST:PORT or unix:PATH, for libxl', parseEndpoint))
     .addOption(option('--control <path>', 'Unix socket for colo-proxy ctl (mode 0600)', parsePath))
     .addOption(option('--config <file>', 'YAML, the same keys as the flags, and limits', parsePath))
     .addOption(new Option('--log-level <level>', 'how much is logged').choices(LOG_LEVELS))

@@ -28,7 +28,8 @@ import { z } from 'zod';
 import { ColoError } from '../base/error.ts';
 import { LOG_LEVELS } from '../observe/levels.ts';
 import { parsePortSpec } from '../port/open.ts';
-import { parseVmSpec } from '../vm/spec.ts';
+import { parseEndpoint } from '../vm/endpoint.ts';
+import { parseNfnetlinkSpec, parseVmSpec } from '../vm/spec.ts';
 import type { GivenSettings, LimitSettings } from './settings.ts';
 import {
   parseCount,
@@ -103,6 +104,8 @@ const fileSchema = z.strictObject(
     'min-run': value(parseMilliseconds).optional(),
     pass: z.array(value(parsePass), { error: 'Expected a list such as [tcp:3389]' }).optional(),
     vm: value(parseVmSpec).optional(),
+    nfnetlink: value(parseNfnetlinkSpec).optional(),
+    notify: value(parseEndpoint).optional(),
     control: value(parsePath).optional(),
     'log-level': value((text) => parseWord(LOG_LEVELS, text)).optional(),
     json: flag.optional(),
@@ -217,6 +220,8 @@ function toSettings(file: z.infer<typeof fileSchema>): GivenSettings {
     minRunUs: file['min-run'],
     pass: file.pass,
     vm: file.vm,
+    nfnetlink: file.nfnetlink,
+    notify: file.notify,
     control: file.control,
     logLevel: file['log-level'],
     json: file.json,

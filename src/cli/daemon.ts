@@ -101,7 +101,7 @@ function createRunner(settings: NodeSettings, log: Log, ports: Ports): NodeRunne
     netPort: ports.net,
     guestPort: ports.guest,
     link: createLink(settings, version, () => runner.local),
-    vm: openVm(settings.vm, { log, controlPath: settings.control }),
+    vm: openVm(settings.vm, { role: settings.role, log, controlPath: settings.control }),
     log,
     events: new EventRing(),
     nowUs,
@@ -199,7 +199,7 @@ function describe(settings: NodeSettings): Record<string, unknown> {
     net,
     peer: `${peer.mode}:${peer.host}:${peer.port}`,
     security: peerSecurity.kind,
-    vm: vm.kind,
+    vm: vm.vm.kind,
     control,
   };
 }

@@ -295,7 +295,7 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   // The peer.
 
   #onPeerUp(peer: PeerHello): void {
-    this.#parts.log.info({ ...peer }, 'Peer joined');
+    this.#parts.log.info({ peer }, 'Peer joined');
     this.#isPeerUp = true;
     this.#act((nowUs) => this.#engine.onPeerUp(peer.epoch, nowUs));
   }
@@ -428,10 +428,10 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   /** Stops at once: a bug (exit code 70) or a port that died (71). Nothing more goes out. */
   #fail(error: Error, exitCode: number): void {
     if (this.#phase === 'ended') return;
-    this.#parts.log.error(
-      { error: error.message, code: (error as { code?: string }).code, stack: error.stack },
-      exitCode === EXIT_OS ? 'A port failed: ending' : 'Internal error: nothing more is released',
-    );
+    const { message: text, stack } = error;
+    const { log } = this.#parts;
+    if (exitCode === EXIT_OS) log.error({ error: text }, 'A port failed: ending');
+    else log.error({ error: text, stack }, 'Internal error: nothing more is released');
     this.#answers.refuseAll('The node has failed');
     const { vm, link } = this.#parts;
     void this.#end({ exitCode, error }, [

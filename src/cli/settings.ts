@@ -17,7 +17,9 @@ import {
   SECONDARY_DEFAULTS,
   type SecondaryConfig,
 } from '../proxy/config.ts';
-import type { VmSpec } from '../vm/spec.ts';
+import type { Endpoint } from '../vm/endpoint.ts';
+import type { VmSpecs } from '../vm/open.ts';
+import type { NfnetlinkSpec, VmSpec } from '../vm/spec.ts';
 import type { PassValue, PeerAddress } from './values.ts';
 
 /** Limits of the engines that the configuration file may set; absent = default of limits.ts. */
@@ -48,6 +50,8 @@ export interface GivenSettings {
   readonly minRunUs?: Micros;
   readonly pass?: readonly PassValue[];
   readonly vm?: VmSpec;
+  readonly nfnetlink?: NfnetlinkSpec;
+  readonly notify?: Endpoint;
   readonly control?: string;
   readonly logLevel?: LogLevel;
   readonly json?: boolean;
@@ -73,7 +77,7 @@ export interface NodeSettings {
   readonly peer: PeerAddress;
   readonly peerSecurity: PeerSecuritySettings;
   readonly peerTimeoutUs: Micros;
-  readonly vm: VmSpec;
+  readonly vm: VmSpecs;
   readonly control: string | undefined;
   readonly logLevel: LogLevel;
   readonly json: boolean;
@@ -109,7 +113,11 @@ export function resolveSettings(
     peer,
     peerSecurity: resolveSecurity(given, code),
     peerTimeoutUs: given.peerTimeoutUs ?? PEER_TIMEOUT_US,
-    vm: given.vm ?? { kind: 'none' },
+    vm: {
+      vm: given.vm ?? { kind: 'none' },
+      nfnetlink: given.nfnetlink,
+      notify: given.notify,
+    },
     control: given.control,
     logLevel: given.logLevel ?? 'info',
     json: given.json ?? !process.stderr.isTTY,

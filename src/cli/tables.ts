@@ -6,6 +6,8 @@
 import type { FlowStatus } from '../env/engine.ts';
 import type { NodeStatus } from './node.ts';
 
+const VALUE_LENGTH_MAX = 48;
+
 /** Left-aligned columns, two spaces apart; numbers to the right. */
 export function formatTable(rows: readonly (readonly (string | number)[])[]): string {
   const columns = Math.max(0, ...rows.map((row) => row.length));
@@ -95,8 +97,13 @@ export function formatEvent(event: Record<string, unknown>): string {
 function describeRecord(record: Record<string, unknown>): string {
   return Object.entries(record)
     .filter(([, value]) => value !== '')
-    .map(([name, value]) => `${name}=${String(value)}`)
+    .map(([name, value]) => `${name}=${shorten(String(value))}`)
     .join(' ');
+}
+
+/** Commands and excerpts may be long; `--json` has them whole. */
+function shorten(text: string): string {
+  return text.length <= VALUE_LENGTH_MAX ? text : `${text.slice(0, VALUE_LENGTH_MAX - 3)}...`;
 }
 
 function formatLatency({ p50, p99, max }: NodeStatus['latencyUs']): string {
