@@ -213,17 +213,17 @@ describe('strangers before the hello', () => {
 describe('key files', () => {
   const load = (keyFile: string) => loadLinkSecurity({ kind: 'key', keyFile }, 'primary');
 
-  test.each([0o640, 0o604, 0o660, 0o620, 0o601])('mode %o is refused', (mode) => {
+  test.each(['640', '604', '660', '620', '601'])('mode %s is refused', (mode) => {
     const keyFile = bench.file('key');
-    chmodSync(keyFile, mode);
+    chmodSync(keyFile, Number.parseInt(mode, 8));
     expect(() => load(keyFile)).toThrow(
       expect.objectContaining({ code: 'COLO_ERR_PEER_KEY_MODE', path: keyFile }),
     );
   });
 
-  test.each([0o600, 0o400])('mode %o is accepted', (mode) => {
+  test.each(['600', '400'])('mode %s is accepted', (mode) => {
     const keyFile = bench.file('key');
-    chmodSync(keyFile, mode);
+    chmodSync(keyFile, Number.parseInt(mode, 8));
     expect(load(keyFile).name).toBe('tls-psk');
   });
 
