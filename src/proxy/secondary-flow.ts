@@ -217,7 +217,9 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     }
     if ((tcpFlags & TCP_ACK) !== 0) {
       this.guestAck = this.guestAck === undefined ? info.ack : seqMax(this.guestAck, info.ack);
-      this.guestWindow = info.window;
+      // RFC 7323 §2.2: the window of a SYN is never scaled, that of a later segment always.
+      const scale = isSyn ? Math.max(0, options.windowScale) : 0;
+      this.guestWindow = info.window >>> scale;
     }
     this.clientMacHigh = view.getUint16(frameOffset);
     this.clientMacLow = view.getUint32(frameOffset + 2);
