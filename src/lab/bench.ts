@@ -9,7 +9,9 @@ import { join } from 'node:path';
 import { ColoError } from '../base/error.ts';
 import { Recorder, SilenceWatch } from './capture.ts';
 import type { ClientCalls, ClientRequest, ClientResult } from './client/main.ts';
+import type { TransferRequest, TransferResult } from './client/transfer.ts';
 import { monotonicMs, sleep } from './clock.ts';
+import { expectedDigest } from './content.ts';
 import { Daemon } from './daemons.ts';
 import { GuestProcess } from './guest-process.ts';
 import { ProcessChannel } from './messages.ts';
@@ -138,6 +140,12 @@ export class Bench {
   ): Promise<ClientCalls[Name]['result']> {
     const whole = { family: this.family, ...request } as unknown as ClientRequest;
     return this.#client.ask(whole, CLIENT_MS_MAX) as Promise<ClientCalls[Name]['result']>;
+  }
+
+  /** A long transfer, with what it is checked by. */
+  transfer(request: Omit<TransferRequest, 'family' | 'digest'>): Promise<TransferResult> {
+    const digest = expectedDigest(request.direction, request.seed, request.bytes);
+    return this.client({ type: 'transfer', ...request, digest });
   }
 
   /** Resolves when the transfer with this seed has come to its `tellAtBytes`. */

@@ -122,3 +122,21 @@ export function contentChainDigest(seed: number, bytes: number): string {
   }
   return digest.finish();
 }
+
+const digests = new Map<string, string>();
+
+/** The digest that tells whether a transfer went right: SHA-256 of a download, chain digest of an upload. */
+export function expectedDigest(
+  direction: 'download' | 'upload',
+  seed: number,
+  bytes: number,
+): string {
+  const key = `${direction} ${seed} ${bytes}`;
+  let digest = digests.get(key);
+  if (digest === undefined) {
+    digest =
+      direction === 'download' ? contentSha256(seed, bytes) : contentChainDigest(seed, bytes);
+    digests.set(key, digest);
+  }
+  return digest;
+}

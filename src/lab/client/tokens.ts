@@ -3,13 +3,15 @@
  *
  * @module
  */
-import { monotonicMs } from '../clock.ts';
+import { monotonicMs, sleep } from '../clock.ts';
 import { PORTS } from '../guest/services.ts';
 import { type Family, getText, openConnection } from './http.ts';
 
 export interface TokensRequest {
   readonly family: Family;
   readonly count: number;
+  /** Between two requests: more than the least time between two checkpoints, to see what each alone costs. */
+  readonly intervalMs: number;
 }
 
 export interface TokensResult {
@@ -25,6 +27,7 @@ export async function tokens(request: TokensRequest): Promise<TokensResult> {
       const startMs = performance.now();
       const token = (await getText(socket, '/random')).trim();
       result.push({ token, ms: performance.now() - startMs, atMs: monotonicMs() });
+      await sleep(request.intervalMs);
     }
   } finally {
     socket.on('error', () => {});

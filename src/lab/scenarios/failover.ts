@@ -42,8 +42,7 @@ async function transferAcross(
 ): Promise<Facts> {
   const seed = 11;
   const reached = bench.reached(seed);
-  const transfer: Promise<TransferResult> = bench.client({
-    type: 'transfer',
+  const transfer: Promise<TransferResult> = bench.transfer({
     seed,
     tellAtBytes: Math.floor(request.bytes / 3),
     bytesPerSecondMax: 0,

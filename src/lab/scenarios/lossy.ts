@@ -11,17 +11,16 @@ const BYTES = 10 * MEGABYTE;
 const LAST_BYTES = 10 * MEGABYTE;
 
 const TRANSFER = {
-  type: 'transfer',
   bytes: BYTES,
   openedBy: 'client',
   tellAtBytes: 0,
   bytesPerSecondMax: 0,
-} as const satisfies Partial<TransferRequest> & { type: 'transfer' };
+} as const satisfies Partial<TransferRequest>;
 
 async function run(bench: Bench): Promise<Facts> {
   const [down, up, short, udp] = await Promise.all([
-    bench.client({ ...TRANSFER, direction: 'download', seed: 1 }),
-    bench.client({ ...TRANSFER, direction: 'upload', seed: 2 }),
+    bench.transfer({ ...TRANSFER, direction: 'download', seed: 1 }),
+    bench.transfer({ ...TRANSFER, direction: 'upload', seed: 2 }),
     bench.client({ type: 'short', count: 30, concurrency: 4, bytesEach: 20_000 }),
     bench.client({ type: 'datagrams', count: 100, bytes: 512, timeoutMs: 300 }),
   ]);
@@ -33,7 +32,7 @@ async function run(bench: Bench): Promise<Facts> {
 
   const seed = 3;
   const reached = bench.reached(seed);
-  const last = bench.client({
+  const last = bench.transfer({
     ...TRANSFER,
     bytes: LAST_BYTES,
     direction: 'download',

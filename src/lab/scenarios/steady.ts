@@ -8,32 +8,34 @@ import type { TransferRequest } from '../client/transfer.ts';
 import { type Facts, MEGABYTE, type Scenario, tenth } from '../scenario.ts';
 
 const TRANSFER_BYTES = 100 * MEGABYTE;
+const MIXED_BYTES = 10 * MEGABYTE;
 const SHORT_COUNT = 300;
 const SHORT_BYTES = 20_000;
 const PING_COUNT = 50;
 const DATAGRAM_COUNT = 200;
 
 const TRANSFER = {
-  type: 'transfer',
   bytes: TRANSFER_BYTES,
   openedBy: 'client',
   tellAtBytes: 0,
   bytesPerSecondMax: 0,
-} as const satisfies Partial<TransferRequest> & { type: 'transfer' };
+} as const satisfies Partial<TransferRequest>;
 
 async function run(bench: Bench): Promise<Facts> {
-  // Latency while nothing else goes on, then everything at once.
   const ping = await bench.client({ type: 'ping', count: PING_COUNT, bytes: 56, timeoutMs: 1_000 });
   expect(ping.answered === PING_COUNT && ping.wrong === 0, `ping: ${JSON.stringify(ping)}`);
-  const [down, up, short, udp, large] = await Promise.all([
-    bench.client({ ...TRANSFER, direction: 'download', seed: 1 }),
-    bench.client({ ...TRANSFER, direction: 'upload', seed: 2 }),
+  // Each direction alone, for its speed; then everything at once.
+  const down = await bench.transfer({ ...TRANSFER, direction: 'download', seed: 1 });
+  const up = await bench.transfer({ ...TRANSFER, direction: 'upload', seed: 2 });
+  const [mixed, short, udp, large] = await Promise.all([
+    bench.transfer({ ...TRANSFER, bytes: MIXED_BYTES, direction: 'download', seed: 1 }),
     bench.client({ type: 'short', count: SHORT_COUNT, concurrency: 8, bytesEach: SHORT_BYTES }),
     bench.client({ type: 'datagrams', count: DATAGRAM_COUNT, bytes: 512, timeoutMs: 1_000 }),
     // Larger than the MTU: fragments.
     bench.client({ type: 'ping', count: 20, bytes: 4_000, timeoutMs: 1_000 }),
   ]);
   expect(down.sha256Ok && down.wrongAt < 0, `download: wrong at byte ${down.wrongAt}`);
+  expect(mixed.sha256Ok && mixed.wrongAt < 0, `mixed download: wrong at byte ${mixed.wrongAt}`);
   expect(up.sha256Ok, 'upload: the guest received something else');
   expect(
     short.completed === SHORT_COUNT && short.wrong === 0,
@@ -46,11 +48,11 @@ async function run(bench: Bench): Promise<Facts> {
   expect(causes.length === 0, `checkpoints were asked for: ${causes.join(', ')}`);
   expect(primary.divergences === 0, `${primary.divergences} divergences`);
   return {
-    bytes: down.bytes + up.bytes,
+    bytes: down.bytes + up.bytes + mixed.bytes,
     sha256Ok: true,
     downloadMbitPerSecond: tenth((down.bytes * 8) / 1e6 / down.seconds),
     uploadMbitPerSecond: tenth((up.bytes * 8) / 1e6 / up.seconds),
-    pingMs: tenth(ping.msMedian * 10) / 10,
+    pingMs: tenth(ping.msMedian),
     shortConnections: short.completed,
     holdP99Us: primary.latencyUs.p99,
     comparedFrames: primary.compared,
