@@ -15,6 +15,7 @@
  * @module
  */
 import { formatIp } from '../wire/address.ts';
+import { formatVlan } from '../wire/ethernet.ts';
 import type { FrameInfo } from '../wire/frame.ts';
 
 /** Words of a key, IPv6. */
@@ -114,11 +115,6 @@ export function formatKey(key: FlowKey): string {
   const identifier = !hasPorts && key.guestPort !== 0 ? ` id ${key.guestPort}` : '';
   const vlan = key.vlan === 0 ? '' : ` vlan ${formatVlan(key.vlan)}`;
   return `${name} ${guest} > ${client}${identifier}${vlan}`;
-}
-
-/** `5`, or `7.5` for tag 5 inside tag 7. */
-export function formatVlan(vlan: number): string {
-  return vlan < 4096 ? String(vlan) : `${vlan >>> 12}.${vlan & 0x0fff}`;
 }
 
 const PROTOCOL_NAMES: ReadonlyMap<number, string> = new Map([

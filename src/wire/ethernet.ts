@@ -34,6 +34,11 @@ export function isGroupMac(bytes: Uint8Array, offset: number): boolean {
   return (bytes[offset]! & 1) !== 0;
 }
 
+/** A VLAN identity (`FrameInfo.vlan`) as text: `5`, or `7.5` for tag 5 inside tag 7. */
+export function formatVlan(vlan: number): string {
+  return vlan < 4096 ? String(vlan) : `${vlan >>> 12}.${vlan & 0x0fff}`;
+}
+
 /** What `emitEthernet` writes. */
 export interface EthernetFields {
   readonly dstMac: Uint8Array;

@@ -13,7 +13,7 @@ import {
   ARP_TARGET_IP,
   isArp,
 } from './arp.ts';
-import { ETHER_TYPE_ARP, ETHERNET_SRC } from './ethernet.ts';
+import { ETHER_TYPE_ARP, ETHERNET_SRC, formatVlan } from './ethernet.ts';
 import { DROP_REASON_NAMES, dissect, FRAME_OK, FrameInfo } from './frame.ts';
 import { ICMP_SEQUENCE } from './icmpv4.ts';
 import { ND_NEIGHBOUR_ADVERTISEMENT, ND_NEIGHBOUR_SOLICITATION, ND_TARGET } from './icmpv6.ts';
@@ -28,7 +28,7 @@ import { parseTcpOptions, TcpOptions } from './tcp-options.ts';
 export function printFrame(buffer: FrameBuffer, offset: number, length: number): string {
   const info = new FrameInfo();
   const reason = dissect(buffer, offset, length, info);
-  const vlan = info.vlanTags === 0 ? '' : `vlan ${printVlan(info.vlan)}, `;
+  const vlan = info.vlanTags === 0 ? '' : `vlan ${formatVlan(info.vlan)}, `;
   if (reason !== FRAME_OK) {
     return `${vlan}malformed (${DROP_REASON_NAMES[reason]}), length ${length}`;
   }
@@ -41,10 +41,6 @@ export function printInfo(info: FrameInfo): string {
   const src = printEndpoint(info, info.srcAddressOffset, info.srcPort);
   const dst = printEndpoint(info, info.dstAddressOffset, info.dstPort);
   return `${src} > ${dst}: ${printTransport(info)}`;
-}
-
-function printVlan(vlan: number): string {
-  return vlan < 4096 ? String(vlan) : `${vlan >>> 12}.${vlan & 0x0fff}`;
 }
 
 function printEndpoint(info: FrameInfo, addressOffset: number, port: number): string {
