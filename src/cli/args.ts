@@ -12,7 +12,7 @@ import { CONTROL_FLOWS_MAX, EVENTS_KEPT_MAX } from '../limits.ts';
 import { LOG_LEVELS } from '../observe/levels.ts';
 import type { SimOptions } from '../sim/main.ts';
 import { parseEndpoint } from '../vm/endpoint.ts';
-import { parseNfnetlinkSpec, parseVmSpec } from '../vm/spec.ts';
+import { parseNfnetlinkSpec, parsePeerLossSpec, parseVmSpec } from '../vm/spec.ts';
 import type { CtlCommand, CtlOptions } from './ctl.ts';
 import type { LabOptions } from './experiments.ts';
 import type { GivenSettings } from './settings.ts';
@@ -91,6 +91,8 @@ PORT is packet:IFNAME (an interface, through a packet socket) or tap:IFNAME (a t
 Flags go before the same keys of the configuration file (the flags' names without the dashes).
 --vm is none (checkpoints come through ctl), exec:COMMAND, qmp:unix:PATH or qmp:HOST:PORT.
 exec:COMMAND finds the request as JSON in COLO_REQUEST and the control socket in COLO_CONTROL.
+--on-peer-loss exec:COMMAND finds the evidence as JSON in COLO_PEER_LOSS. Exit code 0: do it (release, take over);
+75: not known yet, ask again; others: no.
 SIGTERM leaves cleanly: the primary passes frames until the last moment and says goodbye to its peer.
 
 Make a key for the peer link:
@@ -137,6 +139,13 @@ function nodeCommand(role: Role, actions: Actions, onExit: (code: number) => voi
       option('--nfnetlink <address>', 'nfnetlink_colo: PORTID or unix:PATH', parseNfnetlinkSpec),
     )
     .addOption(option('--notify <address>', 'HOST:PORT or unix:PATH, for libxl', parseEndpoint))
+    .addOption(
+      option(
+        '--on-peer-loss <action>',
+        isPrimary ? 'release, hold or exec:COMMAND' : 'wait, failover or exec:COMMAND',
+        (text) => parsePeerLossSpec(role, text),
+      ),
+    )
     .addOption(option('--control <path>', 'Unix socket for colo-proxy ctl (mode 0600)', parsePath))
     .addOption(option('--config <file>', 'YAML, the same keys as the flags, and limits', parsePath))
     .addOption(new Option('--log-level <level>', 'how much is logged').choices(LOG_LEVELS))

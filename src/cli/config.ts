@@ -29,7 +29,7 @@ import { ColoError } from '../base/error.ts';
 import { LOG_LEVELS } from '../observe/levels.ts';
 import { parsePortSpec } from '../port/open.ts';
 import { parseEndpoint } from '../vm/endpoint.ts';
-import { parseNfnetlinkSpec, parseVmSpec } from '../vm/spec.ts';
+import { parseAnyPeerLossSpec, parseNfnetlinkSpec, parseVmSpec } from '../vm/spec.ts';
 import type { GivenSettings, LimitSettings } from './settings.ts';
 import {
   parseCount,
@@ -106,6 +106,7 @@ const fileSchema = z.strictObject(
     vm: value(parseVmSpec).optional(),
     nfnetlink: value(parseNfnetlinkSpec).optional(),
     notify: value(parseEndpoint).optional(),
+    'on-peer-loss': value(parseAnyPeerLossSpec).optional(),
     control: value(parsePath).optional(),
     'log-level': value((text) => parseWord(LOG_LEVELS, text)).optional(),
     json: flag.optional(),
@@ -222,6 +223,7 @@ function toSettings(file: z.infer<typeof fileSchema>): GivenSettings {
     vm: file.vm,
     nfnetlink: file.nfnetlink,
     notify: file.notify,
+    onPeerLoss: file['on-peer-loss'],
     control: file.control,
     logLevel: file['log-level'],
     json: file.json,

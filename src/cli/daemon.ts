@@ -19,6 +19,7 @@ import { nowUs } from '../os/clock.ts';
 import { openPort } from '../port/open.ts';
 import { PrimaryEngine } from '../proxy/primary.ts';
 import { SecondaryEngine } from '../proxy/secondary.ts';
+import { PeerLossArbiter } from '../vm/arbiter.ts';
 import { openVm } from '../vm/open.ts';
 import { readVersion } from './args.ts';
 import { EXIT_INTERNAL } from './exit.ts';
@@ -106,6 +107,13 @@ function createRunner(settings: NodeSettings, log: Log, ports: Ports): NodeRunne
     events: new EventRing(),
     nowUs,
     createEngine: (output, startUs) => createEngine(settings, output, startUs),
+    createArbiter: (actions) =>
+      new PeerLossArbiter({
+        role: settings.role,
+        spec: settings.onPeerLoss,
+        actions,
+        controlPath: settings.control,
+      }),
     version,
   });
   return runner;

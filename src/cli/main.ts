@@ -35,7 +35,10 @@ const ACTIONS: Actions = {
   },
   sim: async (options) => {
     const { runSim } = await import('../sim/main.ts');
-    return runSim(options, { out: PROCESS_IO.out, progress: PROCESS_IO.err });
+    return runSim(options, {
+      out: (line) => PROCESS_IO.out(`${line}\n`),
+      progress: (line) => PROCESS_IO.err(`${line}\n`),
+    });
   },
 };
 

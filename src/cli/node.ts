@@ -29,6 +29,7 @@ import type { Port, PortCounters } from '../env/port.ts';
 import type { VmDriver, VmEvents, VmStatus } from '../env/vm.ts';
 import { CHECKPOINT_ANSWER_TIMEOUT_US } from '../limits.ts';
 import type { EventRing, RecordedEvent } from '../observe/events.ts';
+import type { ArbiterActions, PeerLossArbiter } from '../vm/arbiter.ts';
 import { AnswerWaiters } from './answers.ts';
 import { EXIT_OK, EXIT_OS, exitCodeOf } from './exit.ts';
 
@@ -46,6 +47,7 @@ const TIMER_MS_MAX = 60_000;
 
 /** Events that ask for an operator's attention. */
 const WARNINGS: ReadonlySet<ProxyEvent['kind']> = new Set([
+  'arbitration',
   'checkpoint-aborted',
   'divergence',
   'failover',
@@ -64,6 +66,8 @@ export interface NodeParts {
   /** Monotonic. */
   readonly nowUs: () => Micros;
   readonly createEngine: (output: EngineOutput, nowUs: Micros) => Engine;
+  /** Decides what a lost peer means; without one the primary serves on and the secondary waits. */
+  readonly createArbiter?: (actions: ArbiterActions) => PeerLossArbiter;
   /** Shown in `status`. */
   readonly version: string;
   /** @default CHECKPOINT_ANSWER_TIMEOUT_US */
@@ -102,6 +106,7 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   readonly #engine: Engine;
   readonly #startedUs: Micros;
   readonly #answers: AnswerWaiters;
+  readonly #arbiter: PeerLossArbiter | undefined;
   readonly #requests: CheckpointRequest[] = [];
   readonly #onNetFrame: FrameHandler;
   readonly #onGuestFrame: FrameHandler;
@@ -123,6 +128,12 @@ export class NodeRunner implements ControlHandlers, VmEvents {
     this.#engine = parts.createEngine(this.#createOutput(), this.#startedUs);
     const timeoutUs = parts.answerTimeoutUs ?? CHECKPOINT_ANSWER_TIMEOUT_US;
     this.#answers = new AnswerWaiters(this.#engine, timeoutUs);
+    this.#arbiter = parts.createArbiter?.({
+      release: (reason) => this.#act((nowUs) => this.#engine.onPeerDown(reason, nowUs)),
+      failover: () => this.failover(false),
+      report: (text, fields) =>
+        this.#tell({ atUs: parts.nowUs(), kind: 'arbitration', text, fields }),
+    });
     this.ended = new Promise((resolve) => {
       this.#resolveEnded = resolve;
     });
@@ -170,6 +181,7 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   async stop(reason: string): Promise<void> {
     if (this.#phase !== 'running' && this.#phase !== 'new') return;
     this.#phase = 'stopping';
+    this.#arbiter?.close();
     this.#answers.refuseAll(reason);
     if (this.#engine.role === 'primary' && this.#engine.state !== 'unprotected') {
       this.#act((nowUs) => void this.#engine.reset(reason, nowUs));
@@ -297,13 +309,20 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   #onPeerUp(peer: PeerHello): void {
     this.#parts.log.info({ peer }, 'Peer joined');
     this.#isPeerUp = true;
+    this.#arbiter?.onPeerUp();
     this.#act((nowUs) => this.#engine.onPeerUp(peer.epoch, nowUs));
   }
 
   #onPeerDown(reason: string): void {
     if (!this.#isPeerUp) return;
     this.#isPeerUp = false;
-    this.#act((nowUs) => this.#engine.onPeerDown(reason, nowUs));
+    const { link, nowUs } = this.#parts;
+    const { state, epoch, failoverReady } = this.#engine.status(nowUs());
+    const facts = { reason, state, epoch, failoverReady, remote: link.status().remote };
+    // A node that leaves decides nothing.
+    const arbiter = this.#phase === 'running' ? this.#arbiter : undefined;
+    this.#act((now) => this.#engine.onPeerDown(reason, now, arbiter?.holds));
+    arbiter?.onPeerDown(facts);
   }
 
   #onPeerMessage(message: LinkMessage): void {
@@ -327,14 +346,19 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   }
 
   #onEvent(event: ProxyEvent): void {
-    this.#record(event);
     this.#answers.onEvent(event);
+    this.#tell(event);
+  }
+
+  #tell(event: ProxyEvent): void {
+    this.#record(event);
     this.#parts.vm.onEvent(event);
   }
 
   #record(event: ProxyEvent): void {
     const { events, log } = this.#parts;
     events.add(event);
+    this.#arbiter?.onEvent(event);
     const fields = { event: event.kind, ...event.fields };
     if (WARNINGS.has(event.kind)) log.warn(fields, event.text);
     else log.info(fields, event.text);
@@ -444,6 +468,7 @@ export class NodeRunner implements ControlHandlers, VmEvents {
     if (this.#phase === 'ended') return;
     this.#phase = 'ended';
     clearTimeout(this.#timer);
+    this.#arbiter?.close();
     const { netPort, guestPort } = this.#parts;
     await Promise.allSettled([netPort.close(), guestPort.close(), ...others]);
     this.#resolveEnded(end);

@@ -19,7 +19,12 @@ import {
 } from '../proxy/config.ts';
 import type { Endpoint } from '../vm/endpoint.ts';
 import type { VmSpecs } from '../vm/open.ts';
-import type { NfnetlinkSpec, VmSpec } from '../vm/spec.ts';
+import {
+  type NfnetlinkSpec,
+  type PeerLossSpec,
+  parsePeerLossSpec,
+  type VmSpec,
+} from '../vm/spec.ts';
 import type { PassValue, PeerAddress } from './values.ts';
 
 /** Limits of the engines that the configuration file may set; absent = default of limits.ts. */
@@ -52,6 +57,7 @@ export interface GivenSettings {
   readonly vm?: VmSpec;
   readonly nfnetlink?: NfnetlinkSpec;
   readonly notify?: Endpoint;
+  readonly onPeerLoss?: PeerLossSpec;
   readonly control?: string;
   readonly logLevel?: LogLevel;
   readonly json?: boolean;
@@ -78,6 +84,7 @@ export interface NodeSettings {
   readonly peerSecurity: PeerSecuritySettings;
   readonly peerTimeoutUs: Micros;
   readonly vm: VmSpecs;
+  readonly onPeerLoss: PeerLossSpec;
   readonly control: string | undefined;
   readonly logLevel: LogLevel;
   readonly json: boolean;
@@ -118,6 +125,7 @@ export function resolveSettings(
       nfnetlink: given.nfnetlink,
       notify: given.notify,
     },
+    onPeerLoss: resolvePeerLoss(role, given, code),
     control: given.control,
     logLevel: given.logLevel ?? 'info',
     json: given.json ?? !process.stderr.isTTY,
@@ -159,6 +167,17 @@ function withoutSecurity(file: GivenSettings | undefined, flags: GivenSettings):
   const names = ['peerKey', 'peerCa', 'peerCert', 'peerPrivateKey', 'peerInsecure'] as const;
   if (file === undefined || names.every((name) => flags[name] === undefined)) return {};
   return Object.fromEntries(names.map((name) => [name, undefined]));
+}
+
+/** One file may serve both nodes, but this word is of one role only. */
+function resolvePeerLoss(role: Role, { onPeerLoss }: GivenSettings, code: string): PeerLossSpec {
+  if (onPeerLoss === undefined) return { kind: role === 'primary' ? 'release' : 'wait' };
+  if (onPeerLoss.kind === 'exec') return onPeerLoss;
+  try {
+    return parsePeerLossSpec(role, onPeerLoss.kind);
+  } catch (error) {
+    throw new ColoError(code, `--on-peer-loss: ${(error as Error).message}`, { cause: error });
+  }
 }
 
 function resolveSecurity(given: GivenSettings, code: string): PeerSecuritySettings {

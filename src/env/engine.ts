@@ -63,7 +63,11 @@ export interface Engine {
   onPeerMessage(message: LinkMessage, nowUs: Micros): void;
   /** The link is up and both hellos were accepted. `peerEpoch` is the epoch in the peer's hello. */
   onPeerUp(peerEpoch: number, nowUs: Micros): void;
-  onPeerDown(reason: string, nowUs: Micros): void;
+  /**
+   * The link is gone. `hold` (primary only): nothing is released until the peer is back, a reset, or another call
+   * without `hold`; until then no checkpoint is asked for, and the state's reason says so.
+   */
+  onPeerDown(reason: string, nowUs: Micros, hold?: boolean): void;
   /**
    * Both guests are paused, and the runner has drained the guest port of what the guest sent before.
    * Idempotent while checkpointing.

@@ -528,6 +528,36 @@ describe('PrimaryEngine, states (G9)', () => {
     expect(w.engine.status(w.nowUs).held.frames).toBe(0);
   });
 
+  it('holds for a lost peer as long as it is told to, asks for nothing, and says so', () => {
+    const w = new World().protect();
+    w.open();
+    w.primary(data(0, 'held'));
+    w.engine.onPeerDown('silent', w.nowUs, true);
+    const requests = w.out.requests.length;
+    expect(w.pass(20_000_000)).toHaveLength(0);
+    expect(w.out.requests).toHaveLength(requests);
+    expect(w.engine.status(w.nowUs).reason).toBe('peer lost, output is held: silent');
+    expect(w.engine.checkpointBegin(w.nowUs).ok).toBe(false);
+    w.engine.onPeerDown('decided', w.nowUs);
+    expect(w.flush().map(payloadOf)).toEqual(['held']);
+    expect(w.engine.state).toBe('unprotected');
+  });
+
+  it('holds through an aborted checkpoint, and releases when the peer is back', () => {
+    const w = new World({ checkpointCommitTimeoutUs: 400_000 }).protect();
+    w.open();
+    w.primary(data(0, 'held'));
+    w.engine.checkpointBegin(w.nowUs);
+    w.engine.onPeerDown('silent', w.nowUs, true);
+    expect(w.pass(5_000_000)).toHaveLength(0);
+    w.engine.checkpointAbort('QEMU has left COLO', w.nowUs);
+    w.primary(data(4, 'more'));
+    expect(w.pass(5_000_000)).toHaveLength(0);
+    w.engine.onPeerUp(0, w.nowUs);
+    expect(w.flush().map(payloadOf)).toEqual(['held', 'more']);
+    expect(w.engine.state).toBe('syncing');
+  });
+
   it('keeps client frames between begin and commit and gives them to both afterwards', () => {
     const w = new World().protect();
     w.out.guest = [];

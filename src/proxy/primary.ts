@@ -80,6 +80,8 @@ export class PrimaryEngine implements Engine {
   #reason = 'started';
   #epoch = 0;
   #peerUp = false;
+  /** The peer is lost, and it is not decided yet whether this node serves without it. */
+  #isHolding = false;
   /** Between begin and commit: has the secondary answered, and when did it begin. */
   #beganAtUs: Micros = 0;
   #beganByPeer = false;
@@ -167,11 +169,18 @@ export class PrimaryEngine implements Engine {
     this.#wantSync();
   }
 
-  onPeerDown(reason: string, nowUs: Micros): void {
+  onPeerDown(reason: string, nowUs: Micros, hold = false): void {
     this.#begin(nowUs);
-    if (!this.#peerUp) return;
+    if (!this.#peerUp && !this.#isHolding) return;
+    if (this.#peerUp) this.#event('peer-down', reason);
     this.#peerUp = false;
-    this.#event('peer-down', reason);
+    if (hold && (this.#state === 'protected' || this.#state === 'checkpointing')) {
+      this.#isHolding = true;
+      this.#requests.clear();
+      this.#beganAtUs = NEVER; // a checkpoint under way stays so: the secondary may have committed it
+      this.#setState(this.#state, `peer lost, output is held: ${reason}`);
+      return;
+    }
     this.#unprotect(`peer lost: ${reason}`);
   }
 
@@ -226,14 +235,9 @@ export class PrimaryEngine implements Engine {
     if (this.#state !== 'checkpointing') {
       return { ok: false, error: `Cannot abort a checkpoint: the node is ${this.#state}` };
     }
-    this.#event('checkpoint-aborted', reason, { epoch: this.#epoch + 1 });
-    if (this.#peerUp) {
-      this.#output.sendMessageToPeer({
-        type: 'checkpoint-abort',
-        epoch: this.#epoch + 1,
-        reason,
-      });
-    }
+    const epoch = this.#epoch + 1;
+    this.#event('checkpoint-aborted', reason, { epoch });
+    if (this.#peerUp) this.#output.sendMessageToPeer({ type: 'checkpoint-abort', epoch, reason });
     this.#fallBack(`checkpoint aborted: ${reason}`);
     return OK;
   }
@@ -476,7 +480,7 @@ export class PrimaryEngine implements Engine {
         secondary: secondaryExcerpt,
       });
     }
-    this.#requests.want(wish, this.#context.nowUs);
+    if (!this.#isHolding) this.#requests.want(wish, this.#context.nowUs);
   }
 
   #want(cause: CheckpointCause, text: string): void {
@@ -536,6 +540,11 @@ export class PrimaryEngine implements Engine {
 
   /** The protection is lost although the peer is there: sync anew. */
   #fallBack(reason: string): void {
+    if (this.#isHolding) {
+      this.#setState('protected', `peer lost, output is held: ${reason}`);
+      this.#takeUpKept();
+      return;
+    }
     this.#unprotect(reason);
     if (!this.#peerUp) return;
     this.#setState('syncing', reason);
@@ -556,6 +565,7 @@ export class PrimaryEngine implements Engine {
   /** Everything held goes out: from here on the node serves without protection, and says so (G9). */
   #unprotect(reason: string): void {
     const wasHolding = this.#state === 'protected' || this.#state === 'checkpointing';
+    this.#isHolding = false;
     this.#requests.clear();
     this.#requests.onEnd(this.#context.nowUs);
     this.#setState('unprotected', reason);

@@ -214,7 +214,14 @@ describe('QmpVmDriver on the primary: failures', () => {
   });
 
   test('makes the node unprotected when COLO ends between checkpoints', async () => {
-    const { qemu, node } = await setUp('primary', { colo: true });
+    const { qemu, node, event, state } = await setUp('primary', { colo: true });
+    // Without a peer there is nothing to end.
+    qemu.event('COLO_EXIT', { mode: 'primary', reason: 'request' });
+    await until(() => state() === 'idle');
+    qemu.startColo('primary');
+    await until(() => node.commands.length === 2);
+    node.commands.length = 0;
+    event('peer-up');
     qemu.event('COLO_EXIT', { mode: 'primary', reason: 'request' });
     await until(() => node.commands.length === 1);
     expect(node.commands).toEqual(['reset: QEMU has left COLO: mode primary, reason request']);
@@ -286,6 +293,7 @@ describe('QmpVmDriver on the primary: failures', () => {
     qemu.raw('{"event": "RES');
     qemu.line('UME"}');
     await until(() => Number(driver.status()['unknownLines']) === 3);
+    await until(() => driver.status()['state'] === 'running');
     expect(driver.status()).toMatchObject({ unknownEvents: 2, lateAnswers: 2 });
     node.commands.length = 0;
     qemu.checkpoint();
@@ -349,6 +357,9 @@ describe('QmpVmDriver on the secondary', () => {
     await until(() => state() === 'stopped');
     await until(() => state() === 'running');
     event('checkpoint-begun');
+    // Not inside of the call: that comes out of the engine.
+    expect(node.commands).toHaveLength(2);
+    await until(() => node.commands.length === 3);
     expect(node.commands).toEqual(['commit', 'commit', 'commit']);
   });
 

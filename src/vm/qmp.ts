@@ -281,8 +281,9 @@ export class QmpVmDriver implements VmDriver {
     this.#replica.onOver();
     const isAborted = this.#checkpoints?.leave(reason);
     this.#setState('idle', reason);
-    // An abort makes the node unprotected as well.
-    if (this.#options.role === 'primary' && isAborted !== true) void this.#events?.reset(reason);
+    // An abort makes the node unprotected as well; without a peer the node has decided, or decides, by itself.
+    if (this.#options.role !== 'primary' || isAborted === true || !this.#isPeerUp) return;
+    void this.#events?.reset(reason);
   }
 
   /** The guest was stopped for a checkpoint and does not go on. */
@@ -312,6 +313,8 @@ export class QmpVmDriver implements VmDriver {
 
   async #commitReplica(): Promise<void> {
     if (this.#options.role !== 'secondary') return;
+    // The begin may be told out of a call of the engine, which cannot be called again from there.
+    await Promise.resolve();
     const result = await this.#events?.checkpointCommit();
     if (result?.ok === false) this.#report(`The node refused to commit: ${result.error}`);
   }

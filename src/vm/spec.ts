@@ -74,3 +74,13 @@ export function parsePeerLossSpec(role: 'primary' | 'secondary', text: string): 
   const expected = `${words.join(', ')} or exec:COMMAND`;
   throw new ColoError('COLO_ERR_VM_SPEC', `Expected ${expected}; got '${text}'`);
 }
+
+/**
+ * Reads a value of `--on-peer-loss` of either role: a configuration file does not know whose it is.
+ *
+ * @throws ColoError `COLO_ERR_VM_SPEC`
+ */
+export function parseAnyPeerLossSpec(text: string): PeerLossSpec {
+  if (text === 'wait' || text === 'failover') return { kind: text };
+  return parsePeerLossSpec('primary', text);
+}
