@@ -22,6 +22,10 @@ export class Trace {
     this.#verbose = verbose;
   }
 
+  get isFollowed(): boolean {
+    return this.#verbose !== undefined;
+  }
+
   #mix(word: number): void {
     this.#low = Math.imul(this.#low ^ word, 0x01000193);
     this.#high = Math.imul(this.#high ^ (word + 0x9e3779b9), 0x85ebca6b);

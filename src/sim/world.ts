@@ -32,6 +32,7 @@ import { ClientApplication } from './host/client.ts';
 import { createHostState, Host, type HostState } from './host/host.ts';
 import { SERVICE_PORT, type ServiceMood } from './host/service.ts';
 import { Machine } from './machine.ts';
+import { describeFrame } from './net/describe.ts';
 import { completeOffload } from './net/offload.ts';
 import { parseIp, type SimFrame } from './net/packet.ts';
 import { Path } from './net/path.ts';
@@ -93,6 +94,7 @@ export class World implements Witness {
   #records: { pvm: GuestRecord; svm: GuestRecord; saved: GuestRecord | undefined };
   brokenBy: Broken | undefined;
   isSvmSynced = false;
+  svmLostUs: Micros = 0;
   isFailoverGranted = false;
   isOutage = false;
   isRequestOpen = false;
@@ -209,6 +211,12 @@ export class World implements Witness {
     this.trace.line(this.queue.nowUs, text);
   }
 
+  /** A frame for those who follow the run; not part of its hash. */
+  #follow(who: string, frame: SimFrame): void {
+    if (!this.trace.isFollowed) return;
+    this.trace.line(this.queue.nowUs, `    ${who.padEnd(18)} ${describeFrame(frame)}`);
+  }
+
   // ------------------------------------------------------------------ construction
 
   #guestState(): HostState {
@@ -239,6 +247,7 @@ export class World implements Witness {
   #attachNode(node: ProxyNode): { to: Path; from: Path } {
     const to = this.#path(`net>${node.name}`, 'clientPath', (frame) => {
       if (!node.isAlive) return;
+      this.#follow(`net > ${node.name}`, frame);
       for (const checker of this.#checkers) checker.onNetInput?.(node, frame);
       node.receive('net', frame);
     });
@@ -342,10 +351,12 @@ export class World implements Witness {
     return {
       toNet: (node, frame, state) => this.#toNet(node, frame, state),
       toGuest: (node, frame) => {
+        this.#follow(`${node.name} > guest`, frame);
         for (const checker of this.#checkers) checker.onGuestOutput?.(node, frame);
         (node === this.primary ? this.primaryGuest : this.secondaryGuest).to.send(frame);
       },
       onGuestInput: (node, frame) => {
+        this.#follow(`guest > ${node.name}`, frame);
         for (const checker of this.#checkers) checker.onGuestInput?.(node, frame);
       },
       onRequest: (node, request) => this.#onRequest(node, request),
@@ -377,6 +388,7 @@ export class World implements Witness {
 
   #toNet(node: ProxyNode, frame: SimFrame, state: NodeState): void {
     this.trace.bytes(frame);
+    this.#follow(`${node.name} > net`, frame);
     for (const checker of this.#checkers) checker.onNetOutput?.(node, frame, state);
     const path = node === this.primary ? this.primaryNet.from : this.secondaryNet.from;
     for (const part of completeOffload(frame)) path.send(part);
@@ -385,7 +397,9 @@ export class World implements Witness {
   #fromGuest(machine: Machine, frame: SimFrame): void {
     const isPrimary = machine === this.pvm;
     const packet = parseIp(frame);
-    if (packet !== undefined) {
+    // Until it holds a state of the PVM, the SVM's output means nothing. What a lost SVM had sent counts until then:
+    // the primary may go on by it until it notices the loss.
+    if (packet !== undefined && (isPrimary || this.isSvmSynced)) {
       const record = isPrimary ? this.#records.pvm : this.#records.svm;
       recordPacket(record, packet, (key) => machine.host.state.connections.get(key));
     }
@@ -442,12 +456,12 @@ export class World implements Witness {
     this.secondary.kill();
     this.svm.kill();
     this.isSvmSynced = false;
+    this.svmLostUs = this.queue.nowUs;
     this.link.onNodeDead(this.secondary, this.prng.chance(0.5));
     this.vm.onSecondaryDead();
     this.queue.after(restartUs, 'secondary-boots', () => {
       this.line('the secondary boots');
       this.svm.boot(this.#guestState());
-      this.#records.svm = createRecord();
       this.secondary.restart();
       this.link.onNodeStarted(this.secondary);
     });
@@ -481,6 +495,8 @@ export class World implements Witness {
       this.pvm.host.state.connections.set(guestKey, guests);
       adoptStream(this.#records.pvm, guestKey, guests);
       client.application.adopt(client.host, clientKey, drawPlan(prng, this.options.workload));
+      client.host.state.application.deadlineUs = 0;
+      client.reschedule();
     }
   }
 

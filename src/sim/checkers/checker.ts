@@ -36,6 +36,8 @@ export interface Witness {
   recordOf(machine: Machine): GuestRecord;
   /** The SVM runs from a state of the PVM, saved since the SVM was booted. */
   readonly isSvmSynced: boolean;
+  /** When the SVM last lost what it held (its node died). */
+  readonly svmLostUs: Micros;
   /** When the peer link became unable to carry; NEVER while it can. */
   readonly linkBrokenSinceUs: Micros;
   /** The arbiter has let the secondary take over. */

@@ -31,13 +31,14 @@ export class FailoverChecker implements Checker {
 
   onPulse(): void {
     if (this.#witness.isOutage) return;
-    this.#forEachSession((session) => this.#checkReset(session));
+    for (const { application } of this.#witness.clients) {
+      for (const session of application.ended.splice(0)) this.#checkReset(session);
+    }
   }
 
   onEnd(): void {
     if (this.#witness.isOutage) return;
     this.#forEachSession((session, stream) => {
-      this.#checkReset(session);
       if (stream !== undefined) this.#checkContent(session, stream);
     });
     const { pvm, svm, isFailoverGranted } = this.#witness;

@@ -5,6 +5,7 @@
  * @module
  */
 import { type Micros, NEVER } from '../../base/time.ts';
+import type { ProxyEvent } from '../../env/messages.ts';
 import type { ProxyNode } from '../node.ts';
 import type { Checker, Witness } from './checker.ts';
 import { isUnprotected } from './output-commit.ts';
@@ -20,14 +21,16 @@ export class HonestChecker implements Checker {
     this.#witness = witness;
   }
 
+  onEvent(node: ProxyNode, event: ProxyEvent): void {
+    if (event.kind !== 'state' || event.fields?.['reason']) return;
+    this.#witness.broken('G9', `${node.name} has changed its state and does not say why`);
+  }
+
   onSettled(node: ProxyNode): void {
     const { state } = node.engine;
     if (state !== node.announcedState) {
       const text = `${node.name} is ${state}, its last event says ${node.announcedState}`;
       this.#witness.broken('G9', text);
-    }
-    if (node.engine.status(node.nowUs).reason === '') {
-      this.#witness.broken('G9', `${node.name} is ${state} and does not say why`);
     }
   }
 
@@ -36,11 +39,12 @@ export class HonestChecker implements Checker {
     const { primary, secondary, nowUs } = witness;
     const { state } = primary.engine;
     if (primary.isAlive && !primary.isHung && !isUnprotected(state)) {
-      if (state === 'protected' && secondary.isAlive && !witness.isSvmSynced) {
-        witness.broken('G9', 'the primary is protected, the SVM holds no state of the PVM');
-      }
       const sinceUs = Math.max(witness.linkBrokenSinceUs, witness.disturbedUs);
       const boundUs = 2 * witness.peerTimeoutUs + SLACK_US;
+      const lostUs = nowUs - Math.max(witness.svmLostUs, witness.disturbedUs);
+      if (state === 'protected' && !witness.isSvmSynced && lostUs > boundUs) {
+        witness.broken('G9', 'the primary is protected, the SVM holds no state of the PVM');
+      }
       if (witness.linkBrokenSinceUs !== NEVER && nowUs - sinceUs > boundUs) {
         const ms = Math.round((nowUs - sinceUs) / 1000);
         witness.broken('G9', `the primary is ${state}, its peer is out of reach for ${ms} ms`);

@@ -83,7 +83,7 @@ export class InventionChecker implements Checker {
     const segment = isTcp ? parseSegment(packet.payload) : undefined;
     if (isTcp && segment === undefined) return undefined;
     const isWhole = packet.fragmentOffset === 0 && !packet.moreFragments;
-    let flow = `${packet.src}>${packet.dst} ${packet.protocol}`;
+    let flow = `${packet.src}>${packet.dst} ${packet.protocol} fragments ${packet.id}`;
     if (segment !== undefined) flow = streamKey(packet, segment);
     else if (isWhole) flow = datagramFlow(packet);
     const control = segment === undefined ? 0 : segment.flags & (SYN | FIN | RST);
@@ -148,8 +148,10 @@ export class InventionChecker implements Checker {
 
   #checkOrder(flow: string, ledger: Ledger, index: number, frame: SimFrame): void {
     const entry = ledger.entries[index]!;
-    const isTcp = parseIp(frame)?.protocol === PROTOCOL_TCP;
-    if (!isTcp) {
+    const packet = parseIp(frame);
+    // A fragment that came twice has no place of its own among the others.
+    if (packet === undefined || packet.fragmentOffset > 0 || packet.moreFragments) return;
+    if (packet.protocol !== PROTOCOL_TCP) {
       // Of several equal datagrams the first is meant, so what is skipped was overtaken.
       const skipped = ledger.entries.slice(0, index).some((item) => !item.isReleased);
       if (skipped && entry.isSound) this.#late(flow, ledger, index);

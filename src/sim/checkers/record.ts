@@ -119,9 +119,11 @@ export function recordSegment(
 ): void {
   const isSyn = (segment.flags & SYN) !== 0;
   let stream = record.streams.get(key);
-  const isNew = isSyn && (stream === undefined || !stream.hasIsn || stream.isn !== segment.seq);
+  const isNew = isSyn && stream !== undefined && stream.hasIsn && stream.isn !== segment.seq;
   if (stream === undefined || isNew) {
-    stream = blankStream();
+    // A RST of the connection before this one may still be on its way.
+    const resets = stream?.resets ?? 0;
+    stream = { ...blankStream(), resets };
     record.streams.set(key, stream);
   }
   if (isSyn && !stream.hasIsn) {

@@ -107,6 +107,8 @@ const INBOUND_PLAN: SessionPlan = {
 
 export class ClientApplication implements Application {
   readonly sessions: Session[] = [];
+  /** Sessions that have ended and that nobody has looked at since. */
+  readonly ended: Session[] = [];
   readonly probes: Probe[] = [];
   readonly #byConnection = new Map<TcpConnection, Session>();
   /** Every host.connect is followed by this, so that the session exists before the first answer. */
@@ -167,6 +169,7 @@ export class ClientApplication implements Application {
     if (connection.state === 'closed') {
       session.isDone = true;
       session.error = connection.error;
+      this.ended.push(session);
       this.#byConnection.delete(connection);
     }
     this.#schedule(host);

@@ -268,13 +268,9 @@ export function atEndOfStream(connection: TcpConnection): boolean {
   );
 }
 
-/** The application closes its side. */
+/** The application closes its side; before the connection is established that waits (RFC 9293 §3.10.4 allows both). */
 export function tcpClose(connection: TcpConnection): void {
   if (connection.finQueued || connection.state === 'closed') return;
-  if (connection.state === 'syn-sent') {
-    endConnection(connection, 'aborted');
-    return;
-  }
   connection.finQueued = true;
 }
 
