@@ -6,6 +6,9 @@
 import { ColoError } from '../base/error.ts';
 import { EXIT_OK, EXIT_REFUSED } from '../cli/exit.ts';
 import type { LabOptions } from '../cli/experiments.ts';
+import { Bench } from './bench.ts';
+import { keepEvidence } from './evidence.ts';
+import { exploreText } from './explore.ts';
 import { listText, tableText } from './report.ts';
 import { runScenarios } from './runner.ts';
 import { enterSandbox, runInSandbox, sandboxDirectory } from './sandbox.ts';
@@ -37,16 +40,30 @@ async function runInside(
   const say = (text: string): void => void process.stderr.write(text);
   // Everything the lab started ends with it: this is process 1 of its namespace.
   enterSandbox((exitCode) => process.exit(exitCode));
+  const keep = options.keep === true;
+  if (keep && options.scenario === undefined) {
+    const bench = await Bench.start({ directory, family: 4, seed: 0 });
+    return stayUp(bench, say);
+  }
   const report = await runScenarios({
     scenarios,
     directory,
     say,
-    onFailure: async () => {},
-    stopping: () => false,
+    onFailure: async (bench, label) => {
+      say(`       capture and logs: ${keepEvidence(bench, label)}\n`);
+      if (keep) await stayUp(bench, say);
+    },
   });
   say(tableText(report));
   if (options.json === true) process.stdout.write(`${JSON.stringify(report)}\n`);
+  if (keep) await stayUp(await Bench.start({ directory, family: 4, seed: 0 }), say);
   return report.ok ? EXIT_OK : EXIT_REFUSED;
+}
+
+/** Until a signal ends the lab. */
+async function stayUp(bench: Bench, say: (text: string) => void): Promise<never> {
+  say(exploreText(bench));
+  return new Promise<never>(() => {});
 }
 
 function selectScenarios(names: readonly string[] | undefined): readonly Scenario[] {

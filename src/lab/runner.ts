@@ -15,8 +15,6 @@ export interface RunOptions {
   readonly say: (text: string) => void;
   /** Called with the bench of a failed scenario before it is taken down. */
   readonly onFailure: (bench: Bench, name: string) => Promise<void>;
-  /** True when the user wants to stop. */
-  readonly stopping: () => boolean;
 }
 
 export async function runScenarios(options: RunOptions): Promise<LabReport> {
@@ -24,7 +22,6 @@ export async function runScenarios(options: RunOptions): Promise<LabReport> {
   const reports: ScenarioReport[] = [];
   for (const scenario of options.scenarios) {
     for (const family of scenario.families) {
-      if (options.stopping()) break;
       reports.push(await runOne(options, scenario, family));
     }
   }

@@ -5,16 +5,24 @@
  * @module
  */
 import { spawn } from 'node:child_process';
-import { mkdtempSync, readlinkSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readlinkSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { ColoError } from '../base/error.ts';
 
 /** Set for the process inside: the directory for sockets, keys and logs. */
 const DIRECTORY_VARIABLE = 'COLO_PROXY_LAB_DIRECTORY';
+/** Set to 1 inside when a user namespace was needed. */
+const ROOTLESS_VARIABLE = 'COLO_PROXY_LAB_ROOTLESS';
+const DIRECTORY_PREFIX = 'colo-proxy-lab-';
 const EXIT_SIGNAL_BASE = 128;
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 const SIGNAL_NUMBERS = { SIGINT: 2, SIGTERM: 15, SIGHUP: 1 } as const;
+
+/** Does this process run in a user namespace made by the lab? */
+export function isRootless(): boolean {
+  return process.env[ROOTLESS_VARIABLE] === '1';
+}
 
 /** The lab's directory when this process already runs inside; undefined outside. */
 export function sandboxDirectory(): string | undefined {
@@ -27,7 +35,8 @@ export function sandboxDirectory(): string | undefined {
  * @throws ColoError `COLO_ERR_LAB_SANDBOX` when the kernel or a missing tool forbids it
  */
 export async function runInSandbox(): Promise<number> {
-  const directory = mkdtempSync(join(tmpdir(), 'colo-proxy-lab-'));
+  removeStaleDirectories();
+  const directory = mkdtempSync(join(tmpdir(), `${DIRECTORY_PREFIX}${process.pid}-`));
   const rootless = process.getuid?.() !== 0;
   // A change of user clears the parent-death signal, so setpriv comes after it.
   const command = [
@@ -43,12 +52,25 @@ export async function runInSandbox(): Promise<number> {
   }
 }
 
+/** The kernel removes everything of a killed lab but its directory of sockets and logs: the next one does. */
+function removeStaleDirectories(): void {
+  for (const name of readdirSync(tmpdir())) {
+    const pid = new RegExp(`^${DIRECTORY_PREFIX}(\\d+)-`).exec(name)?.[1];
+    if (pid === undefined || existsSync(`/proc/${pid}`)) continue;
+    rmSync(join(tmpdir(), name), { recursive: true, force: true });
+  }
+}
+
 function runChild(command: string[], directory: string, rootless: boolean): Promise<number> {
   return new Promise((resolve, reject) => {
     const [program = '', ...args] = command;
     const child = spawn(program, args, {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-      env: { ...process.env, [DIRECTORY_VARIABLE]: directory },
+      env: {
+        ...process.env,
+        [DIRECTORY_VARIABLE]: directory,
+        [ROOTLESS_VARIABLE]: rootless ? '1' : '0',
+      },
     });
     // A terminal's Ctrl-C reaches the lab itself too; it cleans up, and we wait for it.
     const forward = (signal: NodeJS.Signals): void => void (child.connected && child.send(signal));
