@@ -13,8 +13,10 @@ import { LOG_LEVELS } from '../observe/levels.ts';
 import type { SimOptions } from '../sim/main.ts';
 import { parseEndpoint } from '../vm/endpoint.ts';
 import { parseNfnetlinkSpec, parsePeerLossSpec, parseVmSpec } from '../vm/spec.ts';
+import { isNfnetlinkCtl, nfnetlinkCtlCommand } from './args-nfnetlink.ts';
 import type { CtlCommand, CtlOptions } from './ctl.ts';
 import type { LabOptions } from './experiments.ts';
+import type { NfnetlinkCtlOptions, NfnetlinkVerb } from './nfnetlink-verbs.ts';
 import type { GivenSettings } from './settings.ts';
 import {
   type PassValue,
@@ -30,6 +32,7 @@ import {
 export interface Actions {
   node(role: Role, flags: GivenSettings, configPath: string | undefined): Promise<number>;
   ctl(command: CtlCommand, options: CtlOptions): Promise<number>;
+  nfnetlink(verbs: readonly NfnetlinkVerb[], options: NfnetlinkCtlOptions): Promise<number>;
   lab(options: LabOptions): Promise<number>;
   sim(options: SimOptions): Promise<number>;
 }
@@ -46,8 +49,13 @@ export function readVersion(): string {
   return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
 }
 
-/** Builds the parser. `onExit` gets the exit code of the action that ran. */
+/**
+ * Builds the parser. `onExit` gets the exit code of the action that ran.
+ *
+ * @param args what will be parsed: `ctl --nfnetlink` has a command line of its own
+ */
 export function buildProgram(
+  args: readonly string[],
   actions: Actions,
   io: ProgramIo,
   onExit: (exitCode: number) => void,
@@ -61,7 +69,13 @@ export function buildProgram(
     .addHelpText('after', HELP_EXAMPLES);
   program.addCommand(nodeCommand('primary', actions, onExit));
   program.addCommand(nodeCommand('secondary', actions, onExit));
-  program.addCommand(ctlCommand(actions, onExit));
+  program.addCommand(
+    isNfnetlinkCtl(args)
+      ? nfnetlinkCtlCommand(argument(parseNfnetlinkSpec), async (verbs, options) =>
+          onExit(await actions.nfnetlink(verbs, options)),
+        )
+      : ctlCommand(actions, onExit),
+  );
   program.addCommand(labCommand(actions, onExit));
   program.addCommand(simCommand(actions, onExit));
   for (const command of allCommands(program)) {
@@ -78,9 +92,9 @@ export function buildProgram(
 const HELP_EXAMPLES = `
 Examples:
   colo-proxy lab                               the whole system on this machine, in network namespaces
-  colo-proxy primary   --guest packet:tap0 --net packet:eth0 --peer listen:192.0.2.1:9000 \\
+  colo-proxy primary   --guest packet:tap0 --net packet:cp0  --peer listen:192.0.2.1:9000 \\
                        --peer-key /etc/colo-proxy/peer.key --control /run/colo-proxy/primary.sock
-  colo-proxy secondary --guest packet:tap0 --net packet:eth0 --peer connect:192.0.2.1:9000 \\
+  colo-proxy secondary --guest packet:tap0 --net packet:cp0  --peer connect:192.0.2.1:9000 \\
                        --peer-key /etc/colo-proxy/peer.key --control /run/colo-proxy/secondary.sock
   colo-proxy ctl --control /run/colo-proxy/primary.sock status
 
@@ -102,7 +116,8 @@ const CTL_HELP = `
 Examples:
   colo-proxy ctl --control /run/colo-proxy/primary.sock status --json
   colo-proxy ctl --control /run/colo-proxy/primary.sock checkpoint begin
-  colo-proxy ctl --control /run/colo-proxy/secondary.sock failover`;
+  colo-proxy ctl --control /run/colo-proxy/secondary.sock failover
+  colo-proxy ctl --nfnetlink 4711 --help                 the VM layer of nfnetlink_colo, by hand`;
 
 function nodeCommand(role: Role, actions: Actions, onExit: (code: number) => void): Command {
   const isPrimary = role === 'primary';

@@ -22,7 +22,13 @@ async function run(line: string, result: number | Error = 0): Promise<Run> {
     if (typeof result !== 'number') throw result;
     return result;
   };
-  const actions: Actions = { node: action, ctl: action, lab: action, sim: action };
+  const actions: Actions = {
+    node: action,
+    ctl: action,
+    nfnetlink: action,
+    lab: action,
+    sim: action,
+  };
   let out = '';
   let err = '';
   const io = {
@@ -67,6 +73,33 @@ describe('command line', () => {
       },
       '/etc/c.yaml',
     ]);
+  });
+
+  it('reads ctl --nfnetlink as a command line of its own', async () => {
+    const { given, code } = await run(
+      'ctl --nfnetlink 4711 --mode secondary init checkpoint watch',
+    );
+    expect(code).toBe(0);
+    expect(given).toEqual([
+      ['init', 'checkpoint', 'watch'],
+      { nfnetlink: { kind: 'netlink', portId: 4711 }, mode: 'secondary', abi: 'nfnetlink' },
+    ]);
+    for (const line of ['--nfnetlink 4711', '--nfnetlink 0 init', '--nfnetlink=1 status']) {
+      expect((await run(`ctl ${line}`)).code).toBe(64);
+    }
+  });
+
+  it('reads the VM layers and what to do without a peer, by role', async () => {
+    const vm = '--nfnetlink unix:/n --notify 127.0.0.1:9009 --vm qmp:unix:/q';
+    const { given } = await run(`secondary ${vm} --on-peer-loss failover`);
+    expect(given[1]).toEqual({
+      nfnetlink: { kind: 'unix', path: '/n' },
+      notify: { kind: 'tcp', host: '127.0.0.1', port: 9009 },
+      vm: { kind: 'qmp', endpoint: { kind: 'unix', path: '/q' } },
+      onPeerLoss: { kind: 'failover' },
+    });
+    expect((await run('primary --on-peer-loss failover')).code).toBe(64);
+    expect((await run('primary --on-peer-loss hold')).code).toBe(0);
   });
 
   it('gives nothing for flags that were not given, so that the file counts', async () => {

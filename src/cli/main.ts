@@ -29,6 +29,10 @@ const ACTIONS: Actions = {
     const { runCtl } = await import('./ctl.ts');
     return runCtl(command, options, PROCESS_IO);
   },
+  nfnetlink: async (verbs, options) => {
+    const { runNfnetlinkCtl } = await import('./nfnetlink-ctl.ts');
+    return runNfnetlinkCtl(verbs, options, PROCESS_IO, process.stdin);
+  },
   lab: async (options) => {
     const { runLab } = await import('../lab/main.ts');
     return runLab(options);
@@ -54,7 +58,7 @@ export async function main(
   io: ProgramIo = PROCESS_IO,
 ): Promise<number> {
   let exitCode = EXIT_OK;
-  const program = buildProgram(actions, io, (code) => {
+  const program = buildProgram(argv.slice(2), actions, io, (code) => {
     exitCode = code;
   });
   try {
