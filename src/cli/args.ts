@@ -92,9 +92,9 @@ export function buildProgram(
 const HELP_EXAMPLES = `
 Examples:
   colo-proxy lab                               the whole system on this machine, in network namespaces
-  colo-proxy primary   --guest packet:tap0 --net packet:cp0  --peer listen:192.0.2.1:9000 \\
+  colo-proxy primary   --guest packet:tap0 --net packet:cp0 --peer listen:192.0.2.1:9000 \\
                        --peer-key /etc/colo-proxy/peer.key --control /run/colo-proxy/primary.sock
-  colo-proxy secondary --guest packet:tap0 --net packet:cp0  --peer connect:192.0.2.1:9000 \\
+  colo-proxy secondary --guest packet:tap0 --net packet:cp0 --peer connect:192.0.2.1:9000 \\
                        --peer-key /etc/colo-proxy/peer.key --control /run/colo-proxy/secondary.sock
   colo-proxy ctl --control /run/colo-proxy/primary.sock status
 

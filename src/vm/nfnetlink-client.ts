@@ -106,7 +106,10 @@ export class NfnetlinkClient {
       if (broken !== undefined) socket.destroy(new Error('The proxy sent no netlink message'));
     });
     socket.on('error', () => undefined);
-    socket.on('close', () => this.#onClosed(new Error('The proxy has closed the connection')));
+    socket.on('close', () => {
+      const text = 'The proxy has closed the connection';
+      this.#onClosed(new ColoError('COLO_ERR_NFNETLINK_CLOSED', text, { path: spec.path }));
+    });
     this.#socket = socket;
   }
 
