@@ -9,7 +9,7 @@
 import { execFileSync } from 'node:child_process';
 import type { Port } from '../src/env/port.ts';
 import { inNetworkNamespace } from '../src/os/netns.ts';
-import { openPort } from '../src/port/open.ts';
+import { PacketPort } from '../src/port/packet.ts';
 import { Namespaces, whyNoNamespaces } from '../test/support/netns.ts';
 
 const SERVER = '10.77.0.2';
@@ -113,8 +113,8 @@ async function withPorts(): Promise<Figures> {
   try {
     build(spaces);
     const [client, server] = inNetworkNamespace(spaces.path('proxy'), () => [
-      openPort('packet:pc'),
-      openPort('packet:ps'),
+      new PacketPort('pc'),
+      new PacketPort('ps'),
     ]) as [Port, Port];
     ports.push(client, server);
     forward(client, server);

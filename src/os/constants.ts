@@ -29,6 +29,7 @@ export const EAGAIN = 11;
 export const ENODEV = 19;
 export const EINVAL = 22;
 export const EMSGSIZE = 90;
+export const EADDRINUSE = 98;
 export const ENETDOWN = 100;
 export const ENOBUFS = 105;
 /** tun: read or write while the device is down, or after it was deleted. */

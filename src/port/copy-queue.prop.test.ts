@@ -8,6 +8,7 @@ test('CopyQueue behaves as a list of byte runs, and never overwrites a waiting o
   const command = fc.oneof(
     fc.record({ push: fc.integer({ min: 1, max: 600 }) }),
     fc.record({ shift: fc.integer({ min: 1, max: 5 }) }),
+    fc.record({ advance: fc.integer({ min: 1, max: 700 }) }),
   );
   fc.assert(
     fc.property(fc.array(command, { maxLength: 80 }), (commands) => {
@@ -21,6 +22,19 @@ test('CopyQueue behaves as a list of byte runs, and never overwrites a waiting o
           stamp = (stamp + 1) % 256;
           queue.buffer.bytes.fill(stamp, at, at + step.push);
           model.push(new Uint8Array(step.push).fill(stamp));
+        } else if ('advance' in step) {
+          let left = Math.min(
+            step.advance,
+            model.reduce((sum, run) => sum + run.length, 0),
+          );
+          const before = model.length;
+          const gone = queue.advance(left);
+          while (left > 0) {
+            const first = model.shift()!;
+            if (first.length > left) model.unshift(first.subarray(left));
+            left -= Math.min(left, first.length);
+          }
+          expect(gone).toBe(before - model.length);
         } else {
           const count = Math.min(step.shift, model.length);
           queue.shift(count);

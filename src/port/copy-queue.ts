@@ -80,6 +80,29 @@ export class CopyQueue {
     if (this.#count === 0) this.#tail = 0;
   }
 
+  /**
+   * Drops `bytes` bytes from the front, whole entries and the beginning of one.
+   *
+   * @returns how many entries are gone entirely
+   */
+  advance(bytes: number): number {
+    let left = bytes;
+    let entries = 0;
+    while (left > 0) {
+      assert(this.#count > 0, 'no more bytes are taken than there are');
+      const length = this.#lengths[this.#head]!;
+      if (length > left) {
+        this.#starts[this.#head]! += left;
+        this.#lengths[this.#head]! -= left;
+        break;
+      }
+      left -= length;
+      this.shift(1);
+      entries++;
+    }
+    return entries;
+  }
+
   #place(size: number): number {
     if (this.#count === 0) return size <= this.#capacityBytes ? 0 : -1;
     const first = this.#starts[this.#head]!;

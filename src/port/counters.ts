@@ -14,7 +14,9 @@ export type PortDropReason =
   | 'link-down' // sent while the interface was down
   | 'offload-unknown' // received with an offload that a virtio-net header cannot say
   | 'send-failed' // the kernel refused this frame
-  | 'not-connected' // a stream port without its other side
+  | 'not-connected' // a stream port without its other side, or lost with the connection
+  | 'protocol-error' // a stream that is not the one expected; the connection was closed
+  | 'truncated' // a stream that ended inside a frame
   | 'closed'; // sent to a closed port
 
 /** All zero. */

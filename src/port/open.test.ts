@@ -35,12 +35,41 @@ test.each([
   expect(error.message).toContain(reason);
 });
 
-test('openPort() names the interface that does not exist', () => {
-  const error = errorOf(() => openPort('packet:nosuchif0'));
-  expect(error).toMatchObject({
+test('parsePortSpec() takes the QEMU streams apart', () => {
+  expect(parsePortSpec('qemu:unix:/run/vm1/nic.sock,server')).toEqual({
+    kind: 'qemu',
+    endpoint: { kind: 'unix', path: '/run/vm1/nic.sock' },
+    isServer: true,
+    hasVnetHeader: false,
+  });
+  expect(parsePortSpec('qemu:tcp:[::1]:9003,vnet_hdr')).toEqual({
+    kind: 'qemu',
+    endpoint: { kind: 'tcp', host: '::1', port: 9_003 },
+    isServer: false,
+    hasVnetHeader: true,
+  });
+});
+
+test.each([
+  ['qemu:', 'unix:PATH or tcp:HOST:PORT'],
+  ['qemu:/run/x', 'unix:PATH or tcp:HOST:PORT'],
+  ['qemu:unix:', 'a path must follow'],
+  [`qemu:unix:/${'x'.repeat(107)}`, 'longer than 107 bytes'],
+  ['qemu:tcp:localhost', 'unix:PATH or tcp:HOST:PORT'],
+  ['qemu:tcp:localhost:0', '1 to 65535'],
+  ['qemu:tcp:localhost:65536', '1 to 65535'],
+  ['qemu:unix:/run/x,sever', 'no option "sever"'],
+])('parsePortSpec() refuses "%s" and says why', (spec, reason) => {
+  const error = errorOf(() => parsePortSpec(spec));
+  expect(error.code).toBe('COLO_ERR_PORT_SPEC');
+  expect(error.message).toContain(reason);
+});
+
+test('openPort() names the interface that does not exist', async () => {
+  await expect(openPort('packet:nosuchif0')).rejects.toMatchObject({
     code: 'COLO_ERR_PACKET_OPEN',
     errno: 'ENODEV',
     path: 'nosuchif0',
+    message: expect.stringContaining('no such interface'),
   });
-  expect(error.message).toContain('no such interface');
 });

@@ -2,23 +2,40 @@
  * PORT strings of the command line and the configuration.
  *
  * ```text
- * packet:IFNAME              frames on an existing interface, through a packet socket
- * tap:IFNAME                 the far side of a tap device, made if need be
+ * packet:IFNAME                           frames on an existing interface, through a packet socket
+ * tap:IFNAME                              the far side of a tap device, made if need be
+ * qemu:unix:PATH[,server][,vnet_hdr]      frame stream of QEMU: `-netdev stream`, or a socket chardev of its filters
+ * qemu:tcp:HOST:PORT[,server][,vnet_hdr]  the same over TCP; HOST may be [IPV6]
  * ```
+ *
+ * `server`: listen rather than connect. `vnet_hdr`: the other side has vnet_hdr_support.
  *
  * @module
  */
+import { lookup } from 'node:dns/promises';
 import { ColoError } from '../base/error.ts';
 import type { Port } from '../env/port.ts';
+import { type StreamAddress, UNIX_PATH_BYTES_MAX } from '../os/stream-socket.ts';
 import { PacketPort } from './packet.ts';
+import { QemuPort } from './qemu.ts';
 import { TapPort } from './tap.ts';
 
 /** A PORT string, taken apart. */
 export type PortSpec =
   | { readonly kind: 'packet'; readonly interfaceName: string }
-  | { readonly kind: 'tap'; readonly interfaceName: string };
+  | { readonly kind: 'tap'; readonly interfaceName: string }
+  | {
+      readonly kind: 'qemu';
+      readonly endpoint:
+        | { readonly kind: 'unix'; readonly path: string }
+        | { readonly kind: 'tcp'; readonly host: string; readonly port: number };
+      readonly isServer: boolean;
+      readonly hasVnetHeader: boolean;
+    };
 
-const FORMS = 'packet:IFNAME, tap:IFNAME';
+type QemuSpec = Extract<PortSpec, { kind: 'qemu' }>;
+
+const FORMS = 'packet:IFNAME, tap:IFNAME, qemu:unix:PATH[,server], qemu:tcp:HOST:PORT[,server]';
 
 /**
  * Takes a PORT string apart; opens nothing.
@@ -33,6 +50,8 @@ export function parsePortSpec(spec: string): PortSpec {
     case 'packet':
     case 'tap':
       return { kind, interfaceName: checkInterfaceName(spec, rest) };
+    case 'qemu':
+      return parseQemuSpec(spec, rest);
     default:
       throw specError(spec, `there is no port kind "${kind}"; one of ${FORMS} is wanted`);
   }
@@ -41,16 +60,67 @@ export function parsePortSpec(spec: string): PortSpec {
 /**
  * Opens a port. It is silent until `start`.
  *
- * @throws ColoError COLO_ERR_PORT_SPEC, or that of the port kind (COLO_ERR_PACKET_OPEN, ...)
+ * @throws ColoError (as a rejection) COLO_ERR_PORT_SPEC, or that of the port kind: COLO_ERR_PACKET_OPEN,
+ *   COLO_ERR_TAP_OPEN, COLO_ERR_QEMU_LISTEN
  */
-export function openPort(spec: string): Port {
+export async function openPort(spec: string): Promise<Port> {
   const parsed = parsePortSpec(spec);
   switch (parsed.kind) {
     case 'packet':
       return new PacketPort(parsed.interfaceName);
     case 'tap':
       return new TapPort(parsed.interfaceName);
+    case 'qemu': {
+      const { isServer, hasVnetHeader } = parsed;
+      const address = await resolveEndpoint(spec, parsed.endpoint);
+      return new QemuPort({ name: spec, address, isServer, hasVnetHeader });
+    }
   }
+}
+
+async function resolveEndpoint(
+  spec: string,
+  endpoint: QemuSpec['endpoint'],
+): Promise<StreamAddress> {
+  if (endpoint.kind === 'unix') return endpoint;
+  try {
+    const { address, family } = await lookup(endpoint.host);
+    return { kind: 'tcp', family: family === 6 ? 6 : 4, address, port: endpoint.port };
+  } catch (cause) {
+    const text = `Cannot use the port "${spec}": there is no host "${endpoint.host}"`;
+    throw new ColoError('COLO_ERR_PORT_HOST', text, { cause, path: endpoint.host });
+  }
+}
+
+function parseQemuSpec(spec: string, rest: string): QemuSpec {
+  const [place = '', ...options] = rest.split(',');
+  for (const option of options) {
+    if (option !== 'server' && option !== 'vnet_hdr') {
+      throw specError(spec, `there is no option "${option}"; server and vnet_hdr are known`);
+    }
+  }
+  return {
+    kind: 'qemu',
+    endpoint: parseQemuEndpoint(spec, place),
+    isServer: options.includes('server'),
+    hasVnetHeader: options.includes('vnet_hdr'),
+  };
+}
+
+function parseQemuEndpoint(spec: string, place: string): QemuSpec['endpoint'] {
+  if (place.startsWith('unix:')) {
+    const path = place.slice('unix:'.length);
+    if (path === '' || path.includes('\0')) throw specError(spec, 'a path must follow unix:');
+    if (new TextEncoder().encode(path).length > UNIX_PATH_BYTES_MAX) {
+      throw specError(spec, `the path is longer than ${UNIX_PATH_BYTES_MAX} bytes`);
+    }
+    return { kind: 'unix', path };
+  }
+  const match = /^tcp:(?:\[([^\]]+)\]|([^:[\]\s]+)):(\d{1,5})$/.exec(place);
+  if (match === null) throw specError(spec, 'unix:PATH or tcp:HOST:PORT must follow qemu:');
+  const port = Number(match[3]);
+  if (port < 1 || port > 65_535) throw specError(spec, 'the TCP port must be 1 to 65535');
+  return { kind: 'tcp', host: match[1] ?? match[2] ?? '', port };
 }
 
 /** As the kernel's dev_valid_name: 1..15 bytes, no slash, colon or white space, not `.` or `..`. */

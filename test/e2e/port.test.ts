@@ -9,7 +9,8 @@ import type { FrameBuffer } from '../../src/env/frame.ts';
 import type { Port } from '../../src/env/port.ts';
 import { VNET_HDR_BYTES } from '../../src/limits.ts';
 import { inNetworkNamespace } from '../../src/os/netns.ts';
-import { openPort } from '../../src/port/open.ts';
+import { PacketPort } from '../../src/port/packet.ts';
+import { TapPort } from '../../src/port/tap.ts';
 import { dissect, FrameInfo } from '../../src/wire/frame.ts';
 import { readVnetHeader, VNET_GSO_TCPV4, VNET_NEEDS_CSUM } from '../../src/wire/vnet-hdr.ts';
 import { tcpFrame, udpFrame } from '../support/frame-builder.ts';
@@ -50,8 +51,11 @@ describe.skipIf(reason !== '')(title, () => {
   let spaces: Namespaces;
   let ports: Port[];
 
-  const open = (name: string, spec: string) => {
-    const port = inNetworkNamespace(spaces.path(name), () => openPort(spec));
+  const open = (name: string, spec: `packet:${string}` | `tap:${string}`) => {
+    const interfaceName = spec.slice(spec.indexOf(':') + 1);
+    const port: Port = inNetworkNamespace(spaces.path(name), () =>
+      spec.startsWith('tap:') ? new TapPort(interfaceName) : new PacketPort(interfaceName),
+    );
     ports.push(port);
     return port;
   };
