@@ -16,7 +16,8 @@ export type PortDropReason =
   | 'send-failed' // the kernel refused this frame
   | 'not-connected' // a stream port without its other side, or lost with the connection
   | 'protocol-error' // a stream that is not the one expected; the connection was closed
-  | 'truncated' // a stream that ended inside a frame
+  | 'truncated' // a stream that ended inside a frame; a captured packet that was cut
+  | 'not-ethernet' // a captured packet of another link type
   | 'closed'; // sent to a closed port
 
 /** All zero. */

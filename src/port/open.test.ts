@@ -51,6 +51,7 @@ test('parsePortSpec() takes the QEMU streams apart', () => {
 });
 
 test.each([
+  ['pcap:', 'a file must follow'],
   ['qemu:', 'unix:PATH or tcp:HOST:PORT'],
   ['qemu:/run/x', 'unix:PATH or tcp:HOST:PORT'],
   ['qemu:unix:', 'a path must follow'],

@@ -6,6 +6,7 @@
  * tap:IFNAME                              the far side of a tap device, made if need be
  * qemu:unix:PATH[,server][,vnet_hdr]      frame stream of QEMU: `-netdev stream`, or a socket chardev of its filters
  * qemu:tcp:HOST:PORT[,server][,vnet_hdr]  the same over TCP; HOST may be [IPV6]
+ * pcap:FILE                               the frames of a capture file, then its end; only for reading
  * ```
  *
  * `server`: listen rather than connect. `vnet_hdr`: the other side has vnet_hdr_support.
@@ -17,6 +18,7 @@ import { ColoError } from '../base/error.ts';
 import type { Port } from '../env/port.ts';
 import { type StreamAddress, UNIX_PATH_BYTES_MAX } from '../os/stream-socket.ts';
 import { PacketPort } from './packet.ts';
+import { PcapPort } from './pcap.ts';
 import { QemuPort } from './qemu.ts';
 import { TapPort } from './tap.ts';
 
@@ -24,6 +26,7 @@ import { TapPort } from './tap.ts';
 export type PortSpec =
   | { readonly kind: 'packet'; readonly interfaceName: string }
   | { readonly kind: 'tap'; readonly interfaceName: string }
+  | { readonly kind: 'pcap'; readonly path: string }
   | {
       readonly kind: 'qemu';
       readonly endpoint:
@@ -35,7 +38,8 @@ export type PortSpec =
 
 type QemuSpec = Extract<PortSpec, { kind: 'qemu' }>;
 
-const FORMS = 'packet:IFNAME, tap:IFNAME, qemu:unix:PATH[,server], qemu:tcp:HOST:PORT[,server]';
+const FORMS =
+  'packet:IFNAME, tap:IFNAME, qemu:unix:PATH[,server], qemu:tcp:HOST:PORT[,server], pcap:FILE';
 
 /**
  * Takes a PORT string apart; opens nothing.
@@ -52,6 +56,9 @@ export function parsePortSpec(spec: string): PortSpec {
       return { kind, interfaceName: checkInterfaceName(spec, rest) };
     case 'qemu':
       return parseQemuSpec(spec, rest);
+    case 'pcap':
+      if (rest === '') throw specError(spec, 'a file must follow the colon');
+      return { kind, path: rest };
     default:
       throw specError(spec, `there is no port kind "${kind}"; one of ${FORMS} is wanted`);
   }
@@ -61,7 +68,7 @@ export function parsePortSpec(spec: string): PortSpec {
  * Opens a port. It is silent until `start`.
  *
  * @throws ColoError (as a rejection) COLO_ERR_PORT_SPEC, or that of the port kind: COLO_ERR_PACKET_OPEN,
- *   COLO_ERR_TAP_OPEN, COLO_ERR_QEMU_LISTEN
+ *   COLO_ERR_TAP_OPEN, COLO_ERR_QEMU_LISTEN, COLO_ERR_PCAP_OPEN
  */
 export async function openPort(spec: string): Promise<Port> {
   const parsed = parsePortSpec(spec);
@@ -70,6 +77,8 @@ export async function openPort(spec: string): Promise<Port> {
       return new PacketPort(parsed.interfaceName);
     case 'tap':
       return new TapPort(parsed.interfaceName);
+    case 'pcap':
+      return new PcapPort(parsed.path);
     case 'qemu': {
       const { isServer, hasVnetHeader } = parsed;
       const address = await resolveEndpoint(spec, parsed.endpoint);
