@@ -53,8 +53,13 @@ export function isHostAddress(ipVersion: number, bytes: Uint8Array, offset: numb
   return bytes[offset + 15]! > 1;
 }
 
+/** MAC addresses of the guest remembered; it has one for each interface. */
+const GUEST_MACS_MAX = 16;
+
 export class GuestAddresses {
   readonly #addresses = new Map<string, GuestAddress>();
+  /** MAC addresses that the guest was seen to send from, as numbers. */
+  readonly #macs = new Set<number>();
   /** Last source seen by IP version: nearly every frame repeats it. */
   readonly #last: Uint32Array[] = [new Uint32Array(7), new Uint32Array(7)];
   #isRouter = false;
@@ -105,6 +110,15 @@ export class GuestAddresses {
   }
 
   /**
+   * A client's frame is addressed to the guest as the owner of the address at `ipOffset`: a unicast ARP. Not believed unless
+   * it goes to a MAC address that the guest itself has used; a switch also floods frames that are for others.
+   */
+  onClientTarget(info: FrameInfo, ipVersion: number, ipOffset: number): void {
+    if (!this.#macs.has(macNumber(info, info.frameOffset))) return;
+    this.learn(info, ipVersion, ipOffset, info.frameOffset, true);
+  }
+
+  /**
    * The guest has the address at `ipOffset`, with the MAC address at `macOffset` (both in the memory of `info`).
    * `certain`: see the module's comment.
    */
@@ -117,6 +131,7 @@ export class GuestAddresses {
   ): void {
     const { bytes } = info;
     if (!isHostAddress(ipVersion, bytes, ipOffset) || (bytes[macOffset]! & 1) !== 0) return;
+    if (this.#macs.size < GUEST_MACS_MAX) this.#macs.add(macNumber(info, macOffset));
     const key = addressKey(ipVersion, info.vlan, bytes, ipOffset);
     const known = this.#addresses.get(key);
     if (known === undefined && this.#addresses.size >= GUEST_ADDRESSES_MAX) return;
@@ -185,6 +200,11 @@ export class GuestAddresses {
       vlan,
     });
   }
+}
+
+/** 48 bits. */
+function macNumber(info: FrameInfo, offset: number): number {
+  return info.view.getUint16(offset) * 0x1_0000_0000 + info.view.getUint32(offset + 2);
 }
 
 function macEquals(mac: Uint8Array, bytes: Uint8Array, offset: number): boolean {

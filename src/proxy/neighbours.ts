@@ -121,9 +121,8 @@ export class Neighbours {
     if (!isArpFrame(info)) return;
     const arp = info.l3Offset;
     this.#state(info, 4, arp + ARP_SENDER_IP, arp + ARP_SENDER_MAC, 'unknown');
-    // A unicast request or a reply is addressed to the guest: whose is the target address.
-    const isToOne = (info.bytes[info.frameOffset]! & 1) === 0;
-    if (isToOne) this.#guest.learn(info, 4, arp + ARP_TARGET_IP, info.frameOffset, true);
+    // A unicast request or a reply goes to whoever has the target address.
+    this.#guest.onClientTarget(info, 4, arp + ARP_TARGET_IP);
   }
 
   #onClientDiscovery(info: FrameInfo): void {

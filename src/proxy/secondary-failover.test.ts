@@ -6,6 +6,7 @@ import {
   frameBytes,
   GUEST_IP,
   GUEST_IP6,
+  GUEST_MAC,
   icmpEcho,
   neighbourFrame,
   rawFrame,
@@ -122,6 +123,17 @@ describe('failover, addresses', () => {
         .bytes.slice(infoOf(arp[0]!).l3Offset + 14)
         .slice(0, 4),
     ]).toEqual([10, 0, 0, 2]);
+  });
+
+  it('takes an address from an ARP reply to the guest, not from one that a switch floods', () => {
+    const w = new SecondaryWorld().protect();
+    const reply = { isReply: true, senderMac: CLIENT_MAC, senderIp: '10.0.0.77' };
+    w.svm(udpFrame({ payload: 'x' }));
+    w.client(arpFrame({ ...reply, targetMac: GUEST_MAC, targetIp: '10.0.0.3' }));
+    w.client(arpFrame({ ...reply, targetMac: '02:00:00:00:00:55', targetIp: '10.0.0.4' }));
+    const arp = w.failover().filter((f) => infoOf(f).etherType === ETHER_ARP);
+    const announced = arp.map((f) => [...frameBytes(f).slice(28, 32)].join('.'));
+    expect(new Set(announced)).toEqual(new Set([GUEST_IP, '10.0.0.3']));
   });
 
   it('does not announce an address that a neighbour has', () => {
