@@ -87,6 +87,8 @@ export class FaultPlan {
       client.toSwitch.heal();
       client.fromSwitch.heal();
     }
+    // After an operator's reset the node waits for the next checkpoint, whoever asks for it.
+    world.vm.request();
     this.beginLast();
   }
 

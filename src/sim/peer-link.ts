@@ -6,10 +6,12 @@
  */
 import type { Prng } from '../base/prng.ts';
 import { type Micros, NEVER } from '../base/time.ts';
+import { VNET_HDR_BYTES } from '../limits.ts';
 import { LinkCounters } from '../link/counters.ts';
 import { SendBufferPool } from '../link/send-queue.ts';
 import { admitNewcomer, type LinkEnd, LinkSession } from '../link/state.ts';
 import type { EventQueue } from './event-queue.ts';
+import type { SimFrame } from './net/packet.ts';
 import type { ProxyNode } from './node.ts';
 
 /** How the stream behaves. */
@@ -45,6 +47,7 @@ export class PeerLink {
   readonly #queue: EventQueue;
   readonly #prng: Prng;
   readonly #options: PeerLinkOptions;
+  readonly #follow: (node: ProxyNode, kind: number, frame: SimFrame) => void;
   readonly #primary: ProxyNode;
   readonly #secondary: ProxyNode;
   readonly #counters = new LinkCounters();
@@ -66,7 +69,9 @@ export class PeerLink {
     options: PeerLinkOptions,
     primary: ProxyNode,
     secondary: ProxyNode,
+    follow: (node: ProxyNode, kind: number, frame: SimFrame) => void,
   ) {
+    this.#follow = follow;
     this.#queue = queue;
     this.#prng = prng;
     this.#options = options;
@@ -181,8 +186,10 @@ export class PeerLink {
           node.settle();
         },
         onEnd: (end) => this.#onEnd(connection(), node, session, end),
-        onFrame: (kind, epoch, buffer, offset, length) =>
-          engine.onPeerFrame(kind, epoch, buffer, offset, length, node.nowUs),
+        onFrame: (kind, epoch, buffer, offset, length) => {
+          this.#follow(node, kind, buffer.bytes.subarray(offset - VNET_HDR_BYTES, offset + length));
+          engine.onPeerFrame(kind, epoch, buffer, offset, length, node.nowUs);
+        },
         onMessage: (message) => {
           node.beforeMessage(message);
           engine.onPeerMessage(message, node.nowUs);
@@ -205,8 +212,10 @@ export class PeerLink {
     const other = connection.ends.find((item) => item.node !== node)!;
     const delayUs = Math.max(other.lastUs - this.#queue.nowUs, 0) + this.#options.delayUsMax;
     const { nowUs } = this.#queue;
-    if (!connection.isBroken && this.brokenSinceUs === NEVER && end.wasUp)
+    const isNewest = this.#connections.at(-1) === connection;
+    if (isNewest && !connection.isBroken && this.brokenSinceUs === NEVER && end.wasUp) {
       this.brokenSinceUs = nowUs;
+    }
     this.#queue.after(delayUs, 'link-close', () => {
       const direction = this.#directionTo(other);
       const isStalled = this.#stalledUntilUs[direction] > this.#queue.nowUs;

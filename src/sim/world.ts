@@ -143,6 +143,7 @@ export class World implements Witness {
       this.options.peer,
       this.primary,
       this.secondary,
+      (node, kind, frame) => this.#follow(`link ${kind} > ${node.name}`, frame),
     );
     this.vm = this.#makeVmLayer();
     for (let i = 0; i < this.options.clients; i++) this.#addClient(i);
@@ -177,6 +178,10 @@ export class World implements Witness {
 
   get peerTimeoutUs(): Micros {
     return this.options.peer.timeoutUs;
+  }
+
+  get isGuestPathDuplicating(): boolean {
+    return this.options.guestPath.duplicate > 0;
   }
 
   get linkBrokenSinceUs(): Micros {

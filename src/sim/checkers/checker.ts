@@ -32,6 +32,8 @@ export interface Witness {
   readonly clients: readonly ClientView[];
   readonly config: PrimaryConfig;
   readonly peerTimeoutUs: Micros;
+  /** The links between the guests and their nodes duplicate frames. */
+  readonly isGuestPathDuplicating: boolean;
   /** What each guest remembers having sent. */
   recordOf(machine: Machine): GuestRecord;
   /** The SVM runs from a state of the PVM, saved since the SVM was booted. */

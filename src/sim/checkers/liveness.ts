@@ -6,6 +6,7 @@
  */
 import type { Micros } from '../../base/time.ts';
 import type { NodeState } from '../../env/messages.ts';
+import { COMPARE_LAG_TIMEOUTS } from '../../limits.ts';
 import { type IpPacket, PROTOCOL_TCP, parseIp, type SimFrame } from '../net/packet.ts';
 import type { ProxyNode } from '../node.ts';
 import { ACK, FIN, parseSegment, RST, SYN, type TcpSegment } from '../tcp/segment.ts';
@@ -130,9 +131,10 @@ export class LivenessChecker implements Checker {
       this.#freeSinceUs = nowUs;
       return;
     }
+    // A stream that goes on gets more time; see COMPARE_LAG_TIMEOUTS.
     const boundUs = isUnprotected(primary.engine.state)
       ? 0
-      : config.compareTimeoutUs + config.minRunUs;
+      : COMPARE_LAG_TIMEOUTS * config.compareTimeoutUs + config.minRunUs;
     const latestUs = nowUs - boundUs - SLACK_US;
     // A checkpoint may have taken up what waited; then the bound counts anew from its end.
     if (Math.max(this.#freeSinceUs, disturbedUs) > latestUs) return;

@@ -50,7 +50,8 @@ export class OutputCommitChecker implements Checker {
     this.#released.set(key, count);
     if (isUnprotected(state)) return;
     const sent = this.#witness.recordOf(this.#witness.svm).datagrams.get(key) ?? 0;
-    if (sent < count) {
+    // Where the guests' links duplicate frames, the engine gets more than the PVM has sent.
+    if (sent < (this.#witness.isGuestPathDuplicating ? 1 : count)) {
       this.#fail(`datagram ${key} released ${count} times, the SVM has sent it ${sent} times`);
     }
   }

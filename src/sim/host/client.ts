@@ -201,8 +201,7 @@ export class ClientApplication implements Application {
   #write(host: Host, session: Session): void {
     const { plan, connection } = session;
     while (session.sentRequests < plan.requests.length) {
-      if (connection.state !== 'established' && connection.state !== 'close-wait') return;
-      if (!canWrite(connection) || session.isClosing) return;
+      if (!this.#maySend(session)) return;
       if (!plan.isPipelined && session.receivedCount < this.#expectedSoFar(session)) return;
       if (session.sentRequests > 0 && plan.pauseUs > 0) {
         if (session.nextSendUs === 0) session.nextSendUs = host.nowUs + plan.pauseUs;
@@ -338,12 +337,19 @@ export class ClientApplication implements Application {
     this.#schedule(host);
   }
 
+  #maySend(session: Session): boolean {
+    const { state } = session.connection;
+    const isOpen = state === 'established' || state === 'close-wait';
+    return isOpen && !session.isClosing && canWrite(session.connection);
+  }
+
   #schedule(host: Host): void {
     let next: Micros = NEVER;
     for (const probe of this.probes) if (probe.answers === 0) next = Math.min(next, probe.nextUs);
     for (const session of this.sessions) {
       if (session.isDone) continue;
-      if (session.nextSendUs > 0) next = Math.min(next, session.nextSendUs);
+      if (session.nextSendUs > 0 && this.#maySend(session))
+        next = Math.min(next, session.nextSendUs);
       if (session.connection.received.length > 0) next = Math.min(next, session.nextReadUs);
     }
     host.state.application.deadlineUs = next === NEVER ? NEVER : Math.max(next, host.nowUs + 1);

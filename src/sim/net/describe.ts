@@ -37,7 +37,8 @@ export function describeFrame(frame: SimFrame): string {
     return `${ends} udp ${readU16(payload, 0)} > ${readU16(payload, 2)} ${payload.length - 8}`;
   }
   const segment = protocol === PROTOCOL_TCP ? parseSegment(payload) : undefined;
-  if (segment === undefined) return `${ends} protocol ${protocol} type ${payload[0]} ${payload.length}`;
+  if (segment === undefined)
+    return `${ends} protocol ${protocol} type ${payload[0]} ${payload.length}`;
   const flags = FLAG_NAMES.filter(([bit]) => (segment.flags & bit) !== 0).map(([, name]) => name);
   const sack = segment.sack.length === 0 ? '' : ` sack ${segment.sack.join('-')}`;
   const stamps = segment.timestamps;
