@@ -8,7 +8,7 @@ import { Guest } from './guest.ts';
 
 /** What the lab may ask of a guest. */
 export type GuestRequest =
-  | { readonly type: 'freeze' | 'resume' | 'take' }
+  | { readonly type: 'status' | 'freeze' | 'resume' | 'take' }
   | { readonly type: 'load'; readonly image: Uint8Array }
   /** The kernel sends nothing (or again) while the services go on: a dead cable. */
   | { readonly type: 'mute' | 'unmute' };
@@ -28,6 +28,8 @@ const guest = new Guest((token) => note({ token } satisfies TokenNote));
 
 function carryOut(request: GuestRequest): Uint8Array | undefined {
   switch (request.type) {
+    case 'status':
+      return undefined;
     case 'freeze':
       guest.freeze();
       return undefined;

@@ -33,6 +33,8 @@ interface HttpState {
     | undefined;
   /** A `/slow` answer is due; input that came meanwhile waits here. */
   slow: { readonly keepAlive: boolean; waiting: Uint8Array } | undefined;
+  /** The client has ended its stream while a `/slow` answer was due. */
+  ended: boolean;
 }
 
 export function createServices(actions: GuestActions): Readonly<Record<string, Service>> {
@@ -80,11 +82,13 @@ class HttpService implements Service {
 
   open(connection: Connection): HttpState {
     if (this.#greeting !== '') connection.write(Buffer.from(this.#greeting));
-    return { head: '', body: undefined, slow: undefined };
+    return { head: '', body: undefined, slow: undefined, ended: false };
   }
 
   onEnd(connection: Connection): void {
-    connection.end();
+    const state = connection.state.serviceState as HttpState;
+    state.ended = true;
+    if (state.slow === undefined) connection.end();
   }
 
   onTimer(connection: Connection): void {
@@ -94,6 +98,7 @@ class HttpService implements Service {
     state.slow = undefined;
     respond(connection, 200, Buffer.from('slow\n'), slow.keepAlive);
     this.onBytes(connection, slow.waiting);
+    if (state.ended && state.slow === undefined) connection.end();
   }
 
   onBytes(connection: Connection, bytes: Uint8Array): void {
