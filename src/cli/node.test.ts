@@ -16,6 +16,8 @@ import { VNET_HDR_BYTES } from '../limits.ts';
 import { EventRing } from '../observe/events.ts';
 import { nowUs } from '../os/clock.ts';
 import { MemoryPort } from '../port/memory.ts';
+import { PeerLossArbiter } from '../vm/arbiter.ts';
+import { parsePeerLossSpec } from '../vm/spec.ts';
 import { NodeRunner } from './node.ts';
 
 /** The far end of one of the node's ports: what a client or a guest sees. */
@@ -57,7 +59,7 @@ class World {
   readonly runner: NodeRunner;
   engine!: FakeEngine;
 
-  constructor(role: Role, answerTimeoutUs = 1_000_000) {
+  constructor(role: Role, answerTimeoutUs = 1_000_000, onPeerLoss?: string) {
     const [netPort, clientEnd] = MemoryPort.createPair('net');
     const [guestPort, guestEnd] = MemoryPort.createPair('guest');
     this.guestPort = guestPort;
@@ -73,6 +75,10 @@ class World {
         this.engine = new FakeEngine(role, output);
         return this.engine;
       },
+      ...(onPeerLoss !== undefined && {
+        createArbiter: (actions) =>
+          new PeerLossArbiter({ role, spec: parsePeerLossSpec(role, onPeerLoss), actions }),
+      }),
       version: '0.0.0',
       answerTimeoutUs,
     });
@@ -82,8 +88,8 @@ class World {
 }
 
 let world: World;
-async function start(role: Role, answerTimeoutUs?: number): Promise<World> {
-  world = new World(role, answerTimeoutUs);
+async function start(role: Role, answerTimeoutUs?: number, onPeerLoss?: string): Promise<World> {
+  world = new World(role, answerTimeoutUs, onPeerLoss);
   await world.runner.start();
   return world;
 }
@@ -99,6 +105,59 @@ async function until(condition: () => boolean): Promise<void> {
     await turn();
   }
 }
+
+describe('NodeRunner and a lost peer', () => {
+  const decisions = (): unknown[] =>
+    world.runner
+      .events(100)
+      .filter(({ kind }) => kind === 'arbitration')
+      .map(({ fields }) => fields?.['decision']);
+
+  it('releases at once by default, and tells the VM layer of the decision', async () => {
+    const { engine, link, vm } = await start('primary', undefined, 'release');
+    link.handlers?.onUp(PEER);
+    link.handlers?.onDown('silent');
+    expect(engine.calls).toContain('peer-down silent');
+    expect(decisions()).toEqual(['release']);
+    expect(vm.seen).toContain('arbitration');
+  });
+
+  it('holds until the arbiter says yes', async () => {
+    const { engine, link } = await start('primary', undefined, 'exec:true');
+    link.handlers?.onUp(PEER);
+    link.handlers?.onDown('silent');
+    expect(engine.calls).toContain('peer-down silent, hold');
+    expect(engine.calls).not.toContain('peer-down peer lost: silent');
+    await until(() => engine.calls.includes('peer-down peer lost: silent'));
+    expect(decisions()).toEqual(['ask', 'release']);
+  });
+
+  it('does not release what it holds by leaving', async () => {
+    const { engine, link, runner } = await start('primary', undefined, 'hold');
+    link.handlers?.onUp(PEER);
+    link.handlers?.onDown('silent');
+    await runner.stop('over');
+    expect(engine.state).toBe('protected');
+    expect(engine.calls.filter((call) => call.startsWith('reset'))).toEqual([]);
+  });
+
+  it('lets the secondary take over, and says when the engine refuses', async () => {
+    const { engine, link } = await start('secondary', undefined, 'failover');
+    engine.answers['failover'] = { ok: false, error: 'no state was committed' };
+    link.handlers?.onUp(PEER);
+    link.handlers?.onDown('silent');
+    await until(() => decisions().length === 2);
+    expect(engine.calls).toContain('failover false');
+    expect(decisions()).toEqual(['failover', 'refused']);
+  });
+
+  it('decides nothing when it leaves itself', async () => {
+    const { link, runner } = await start('secondary', undefined, 'failover');
+    link.handlers?.onUp(PEER);
+    await runner.stop('over');
+    expect(decisions()).toEqual([]);
+  });
+});
 
 describe('NodeRunner frames', () => {
   it('carries frames both ways, and sends them before the engine is called again', async () => {

@@ -183,7 +183,9 @@ export class NodeRunner implements ControlHandlers, VmEvents {
     this.#phase = 'stopping';
     this.#arbiter?.close();
     this.#answers.refuseAll(reason);
-    if (this.#engine.role === 'primary' && this.#engine.state !== 'unprotected') {
+    // Output that is held for a lost peer is not released by leaving: the peer may serve.
+    const isHolding = this.#arbiter?.holds === true && !this.#isPeerUp;
+    if (this.#engine.role === 'primary' && this.#engine.state !== 'unprotected' && !isHolding) {
       this.#act((nowUs) => void this.#engine.reset(reason, nowUs));
     }
     this.#onPeerDown(reason);

@@ -95,9 +95,9 @@ export class FakeEngine implements Engine {
     this.#enter('peer-up', nowUs);
   }
 
-  onPeerDown(reason: string, nowUs: Micros): void {
-    this.#enter(`peer-down ${reason}`, nowUs);
-    this.state = 'unprotected';
+  onPeerDown(reason: string, nowUs: Micros, hold = false): void {
+    this.#enter(`peer-down ${reason}${hold ? ', hold' : ''}`, nowUs);
+    if (!hold) this.state = 'unprotected';
     this.emit('peer-down', nowUs, reason);
   }
 
