@@ -27,6 +27,9 @@ async function move(from: GuestProcess, to: GuestProcess): Promise<number> {
   const { image, connections } = await from.ask({ type: 'take' }, ANSWER_MS);
   await to.ask({ type: 'load', image: image! }, ANSWER_MS);
   toNode.ip(['link set tap0 master br0']);
+  // The bridges forget where the guest was: a copied guest has no reason to announce itself.
+  topology.switch.ip([`link set p-${fromNode.name} type bridge_slave fdb_flush`]);
+  toNode.ip(['link set eth0 type bridge_slave fdb_flush']);
   await to.ask({ type: 'resume' }, ANSWER_MS);
   return connections;
 }
