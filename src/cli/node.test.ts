@@ -151,6 +151,16 @@ describe('NodeRunner and a lost peer', () => {
     expect(decisions()).toEqual(['failover', 'refused']);
   });
 
+  it('ends a primary whose guest is dead, and resets a secondary', async () => {
+    const primary = await start('primary');
+    primary.vm.events?.guestLost('QEMU is dead');
+    expect(await primary.runner.ended).toMatchObject({ exitCode: 71 });
+    expect(primary.engine.calls.filter((call) => call.startsWith('reset'))).toEqual([]);
+    const secondary = await start('secondary');
+    secondary.vm.events?.guestLost('QEMU is dead');
+    expect(secondary.engine.calls).toContain('reset QEMU is dead');
+  });
+
   it('decides nothing when it leaves itself', async () => {
     const { link, runner } = await start('secondary', undefined, 'failover');
     link.handlers?.onUp(PEER);

@@ -12,6 +12,7 @@
  * @module
  */
 import { assert } from '../base/assert.ts';
+import { ColoError } from '../base/error.ts';
 import { type Micros, NEVER, US_PER_MS } from '../base/time.ts';
 import type { ControlHandlers } from '../control/server.ts';
 import type {
@@ -219,6 +220,11 @@ export class NodeRunner implements ControlHandlers, VmEvents {
 
   reset(reason: string): Promise<CommandResult> {
     return this.#command(() => this.#engine.reset(reason, this.#now()));
+  }
+
+  guestLost(reason: string): void {
+    if (this.#engine.role === 'secondary') void this.reset(reason);
+    else this.#fail(new ColoError('COLO_ERR_GUEST_LOST', reason), EXIT_OS);
   }
 
   report(text: string, fields?: ProxyEvent['fields']): void {
@@ -456,13 +462,13 @@ export class NodeRunner implements ControlHandlers, VmEvents {
     if (this.#phase === 'ended') return;
     const { message: text, stack } = error;
     const { log } = this.#parts;
-    if (exitCode === EXIT_OS) log.error({ error: text }, 'A port failed: ending');
+    if (exitCode === EXIT_OS) log.error({ error: text }, 'A port or the guest failed: ending');
     else log.error({ error: text, stack }, 'Internal error: nothing more is released');
     this.#answers.refuseAll('The node has failed');
     const { vm, link } = this.#parts;
     void this.#end({ exitCode, error }, [
       vm.close(),
-      link.close(exitCode === EXIT_OS ? 'port failed' : 'internal error'),
+      link.close(exitCode === EXIT_OS ? text : 'internal error'),
     ]);
   }
 

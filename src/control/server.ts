@@ -22,7 +22,7 @@ import {
 } from './protocol.ts';
 
 /** What the socket's commands reach; the commands of a VM layer and the views of an operator. */
-export interface ControlHandlers extends Omit<VmEvents, 'report'> {
+export interface ControlHandlers extends Omit<VmEvents, 'report' | 'guestLost'> {
   status(): unknown;
   flows(countMax: number): FlowStatus[];
   /** The last events, oldest first. */

@@ -16,6 +16,11 @@ export interface VmEvents {
   checkpointAbort(reason: string): Promise<CommandResult>;
   failover(force: boolean): Promise<CommandResult>;
   reset(reason: string): Promise<CommandResult>;
+  /**
+   * The virtual machine of this node is dead, beyond doubt. A primary ends, without releasing what it holds, so that the
+   * secondary sees its peer lost; a secondary tells its peer that there is no replica.
+   */
+  guestLost(reason: string): void;
   /** Something the driver saw or did: becomes a ProxyEvent of kind `vm`, and a line of the log. */
   report(text: string, fields?: Record<string, string | number | boolean>): void;
 }

@@ -44,6 +44,11 @@ export interface QmpClientHandlers {
   onUp(version: string): void;
   /** The connection is lost, or could not be made; once for each time it was up, and once at the first failure. */
   onDown(reason: string): void;
+  /**
+   * An attempt to connect has failed. `refused`: nobody listens there, or the socket file is gone, as after the
+   * end of the process.
+   */
+  onUnreachable?(refused: boolean): void;
   /** In the order of the socket; never before `onUp`. */
   onEvent(event: QmpEvent): void;
 }
@@ -146,11 +151,15 @@ export class QmpClient {
       if (this.#socket === socket) this.#onData(chunk);
     });
     let reason = 'QEMU has closed the connection';
+    let refused = false;
     socket.on('error', (error) => {
       reason = error.message;
+      refused = ['ECONNREFUSED', 'ENOENT'].includes((error as NodeJS.ErrnoException).code ?? '');
     });
     socket.on('close', () => {
-      if (this.#socket === socket) this.#drop(reason);
+      if (this.#socket !== socket) return;
+      if (this.#phase === 'connecting') this.#options.handlers.onUnreachable?.(refused);
+      this.#drop(reason);
     });
   }
 

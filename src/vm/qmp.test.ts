@@ -243,10 +243,26 @@ describe('QmpVmDriver on the primary: failures', () => {
     await until(() => state() === 'stopped');
     await qemu.stop();
     await until(() => state() === 'disconnected');
-    await sleep(30);
-    expect(node.commands).toEqual(['begin']);
+    // Its death is told instead.
     await until(() => node.commands.length === 2);
-    expect(node.commands[1]).toMatch(/^abort: QEMU did not resume/);
+    expect(node.commands[1]).toMatch(/^guest-lost: QEMU is dead/);
+    await until(() => node.commands.length === 3);
+    expect(node.commands[2]).toMatch(/^abort: QEMU did not resume/);
+  });
+
+  test('does not call a QEMU dead that was shut down, hangs, or was not in COLO', async () => {
+    const { qemu, node, driver, state } = await setUp('primary', { colo: true });
+    qemu.event('SHUTDOWN', { guest: true, reason: 'guest-shutdown' });
+    await until(() => node.reports.includes('QEMU reports SHUTDOWN'));
+    await qemu.stop();
+    await until(() => Number(driver.status()['connects']) > 5);
+    qemu.behaviour.colo.mode = 'none';
+    await qemu.start();
+    await until(() => state() === 'idle');
+    await qemu.stop();
+    const connects = Number(driver.status()['connects']);
+    await until(() => Number(driver.status()['connects']) > connects + 4);
+    expect(node.commands).toEqual([]);
   });
 
   test('aborts when QEMU is back after a checkpoint of which the end was not seen', async () => {
@@ -269,6 +285,9 @@ describe('QmpVmDriver on the primary: failures', () => {
     const { qemu, node, driver, state } = await setUp('primary', { colo: true });
     await qemu.stop();
     await until(() => state() === 'disconnected');
+    await until(() => node.commands.length === 1);
+    expect(node.commands[0]).toMatch(/^guest-lost: QEMU is dead/);
+    node.commands.length = 0;
     driver.requestCheckpoint();
     qemu.behaviour.colo.mode = 'none';
     await qemu.start();

@@ -14,6 +14,9 @@
  *   the peer's proxy is alive (and therefore refuses to take over), or the node has decided to serve alone. Otherwise QEMU stays in
  *   COLO while the peer's proxy is away, so that protection comes back with one checkpoint.
  *
+ * A QEMU whose monitor refuses connections, after it was lost inside of COLO, is dead, and its guest with it: the node is
+ * told so. (A QEMU that hangs accepts them, and one that was shut down has sent SHUTDOWN.)
+ *
  * Measured with QEMU 7.2: COLO_EXIT comes on the secondary 1 to 6 ms after the primary was killed; on the primary
  * nothing comes when the secondary is killed, until the next checkpoint fails.
  *
@@ -41,6 +44,9 @@ export interface QmpVmOptions {
   readonly resumeTimeoutUs?: Micros;
 }
 
+/** Refusals in a row until QEMU counts as dead: a supervisor may put a relay of its own between. */
+const REFUSALS_OF_THE_DEAD = 3;
+
 export type QmpState = 'disconnected' | 'idle' | 'running' | 'requested' | 'stopped' | 'resumed';
 
 export class QmpVmDriver implements VmDriver {
@@ -65,6 +71,9 @@ export class QmpVmDriver implements VmDriver {
   /** This driver has sent `x-colo-lost-heartbeat` since COLO was entered. */
   #hasToldLost = false;
   #isPeerUp = false;
+  /** The connection was lost inside of COLO, without a SHUTDOWN; refusals since. */
+  #refusals: number | undefined;
+  #hasShutDown = false;
   #isClosed = false;
   readonly #counters = { coloEntries: 0, coloExits: 0, unknownEvents: 0 };
 
@@ -76,6 +85,7 @@ export class QmpVmDriver implements VmDriver {
       handlers: {
         onUp: (version) => void this.#onUp(version),
         onDown: (reason) => this.#onDown(reason),
+        onUnreachable: (refused) => this.#onUnreachable(refused),
         onEvent: (event) => this.#onEvent(event),
       },
     });
@@ -150,6 +160,8 @@ export class QmpVmDriver implements VmDriver {
 
   async #onUp(version: string): Promise<void> {
     this.#version = version;
+    this.#refusals = undefined;
+    this.#hasShutDown = false;
     this.#setState('idle', `connected to QEMU ${version}`);
     const before = this.#stopsAndResumes;
     const status = await this.#query('query-status');
@@ -178,10 +190,21 @@ export class QmpVmDriver implements VmDriver {
   #onDown(reason: string): void {
     if (this.#state === 'disconnected') this.#report(`Cannot reach QEMU yet: ${reason}`);
     this.#setState('disconnected', reason);
+    if ((this.#isInColo || this.#isBroken) && !this.#hasShutDown) this.#refusals ??= 0;
     this.#isInColo = false;
     this.#isBroken = false;
     this.#replica.onOver();
     this.#checkpoints?.disconnect();
+  }
+
+  #onUnreachable(refused: boolean): void {
+    if (this.#refusals === undefined) return;
+    this.#refusals = refused ? this.#refusals + 1 : 0;
+    if (this.#refusals < REFUSALS_OF_THE_DEAD) return;
+    this.#refusals = undefined;
+    const text = 'QEMU is dead: its monitor was lost inside of COLO, and refuses connections';
+    this.#report(text);
+    this.#events?.guestLost(text);
   }
 
   async #query(command: string): Promise<QmpObject> {
@@ -220,6 +243,9 @@ export class QmpVmDriver implements VmDriver {
         this.#onColoExit(String(event.data['mode']), String(event.data['reason']));
         return;
       case 'SHUTDOWN':
+        this.#hasShutDown = true;
+        this.#report('QEMU reports SHUTDOWN');
+        return;
       case 'RESET':
       case 'GUEST_PANICKED':
         this.#report(`QEMU reports ${event.name}`);

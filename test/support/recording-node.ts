@@ -29,6 +29,9 @@ export class RecordingNode implements VmEvents {
   reset(reason: string): Promise<CommandResult> {
     return this.#command('reset', reason);
   }
+  guestLost(reason: string): void {
+    void this.#command('guest-lost', reason);
+  }
   report(text: string): void {
     this.reports.push(text);
     this.#changed();
