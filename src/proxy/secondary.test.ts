@@ -462,6 +462,18 @@ describe('SecondaryEngine, checkpoint edges', () => {
     expect([payloadOf(kept!), numbers(kept!).ack]).toEqual(['kept', secondarySeq(3)]);
   });
 
+  it('honours a commit without begin after the primary has died, if there was a state before', () => {
+    const w = new SecondaryWorld();
+    expect(w.engine.checkpointCommit(w.nowUs)).toMatchObject({ ok: false });
+    w.protect().open();
+    w.engine.onPeerDown('silent', w.nowUs);
+    expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+    w.failover();
+    const [data] = w.serve(tcpFrame({ seq: primarySeq(4), payload: 'x' }));
+    expect(numbers(data!).seq).toBe(primarySeq(4));
+    expect(w.engine.checkpointCommit(w.nowUs)).toMatchObject({ ok: false });
+  });
+
   it('honours a commit of the VM layer after the primary has died', () => {
     const w = new SecondaryWorld().protect().open();
     w.svm(fromSvm(0, 'covered'));

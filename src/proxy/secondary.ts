@@ -279,6 +279,11 @@ export class SecondaryEngine implements Engine {
   }
 
   checkpointCommit(nowUs: Micros): CommandResult {
+    this.#begin(nowUs);
+    // The primary may have died after a VM layer without a begin had copied its state: then the SVM runs from that
+    // state, and is a replica if it was one before (the primary has released nothing that only it knew).
+    const isLate = !this.#peerUp && this.#ready && this.#state !== 'failed-over';
+    if (isLate && this.#pendingEpoch === undefined) this.#pendingEpoch = this.#epoch + 1;
     const begun = this.checkpointBegin(nowUs);
     if (!begun.ok) return begun;
     assert(this.#pendingEpoch !== undefined, 'a checkpoint has begun');
