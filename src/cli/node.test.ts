@@ -416,6 +416,20 @@ describe('NodeRunner end', () => {
     expect(client.received).toEqual([5]);
   });
 
+  it('does not open the link when it was told to leave while it started', async () => {
+    world = new World('primary');
+    let vmStarted: () => void = () => undefined;
+    world.vm.starting = new Promise((resolve) => {
+      vmStarted = resolve;
+    });
+    const started = world.runner.start();
+    const stopped = world.runner.stop('shutting down');
+    vmStarted();
+    await Promise.all([started, stopped]);
+    expect(world.link.handlers).toBeUndefined();
+    expect((await world.runner.ended).exitCode).toBe(0);
+  });
+
   it('refuses commands and forgets waiting ones when it leaves', async () => {
     const { runner } = await start('primary');
     const begin = runner.checkpointBegin();

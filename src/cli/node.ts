@@ -162,6 +162,7 @@ export class NodeRunner implements ControlHandlers, VmEvents {
     this.#startPort(netPort, this.#onNetFrame);
     this.#startPort(guestPort, this.#onGuestFrame);
     await vm.start(this);
+    if (this.#isLeaving()) return; // a signal came meanwhile: `stop` closes what there is
     await link.start({
       onUp: (peer) => this.#onPeerUp(peer),
       onDown: (reason) => this.#onPeerDown(reason),
@@ -280,6 +281,10 @@ export class NodeRunner implements ControlHandlers, VmEvents {
       () => this.#pump(port, handler),
       (error) => this.#fail(error, EXIT_OS),
     );
+  }
+
+  #isLeaving(): boolean {
+    return this.#phase === 'stopping' || this.#phase === 'ended';
   }
 
   /** Takes what waits at a port, some batches at a time. */

@@ -1,5 +1,13 @@
 import { describe, expect, it } from 'vitest';
-import { formatBytes, formatEvent, formatFlows, formatTable, formatUs } from './tables.ts';
+import type { NodeStatus } from './node.ts';
+import {
+  formatBytes,
+  formatEvent,
+  formatFlows,
+  formatStatus,
+  formatTable,
+  formatUs,
+} from './tables.ts';
 
 describe('formatTable()', () => {
   it('aligns texts to the left and numbers to the right', () => {
@@ -10,6 +18,71 @@ describe('formatTable()', () => {
     ];
     expect(formatTable(rows)).toBe('NAME    COUNT\na           7\nlonger   1234\n');
     expect(formatTable([])).toBe('');
+  });
+});
+
+const COUNTERS = { receivedFrames: 7, receivedBytes: 0, sentFrames: 1_234, sentBytes: 0 };
+
+const STATUS: NodeStatus = {
+  role: 'secondary',
+  state: 'protected',
+  reason: 'checkpoint committed',
+  epoch: 3,
+  flows: 12,
+  held: { frames: 2, bytes: 2_048 },
+  released: 0,
+  compared: 0,
+  dropped: { 'net-before-failover': 5, unused: 0 },
+  counters: {},
+  divergences: 0,
+  checkpoints: { requested: 0, committed: 3 },
+  latencyUs: { p50: 90, p99: 1_500, max: 2_000_000 },
+  failoverReady: true,
+  peer: { connected: true, remote: '192.0.2.1:9000', rttUs: 180, lastDownReason: 'none' },
+  ports: {
+    net: { name: 'packet:cp0', ...COUNTERS, dropped: { 'kernel-queue-full': 2, 'too-long': 1 } },
+    guest: { name: 'packet:tap0', ...COUNTERS, dropped: {} },
+  },
+  link: {
+    connected: true,
+    lastDownReason: 'none',
+    security: 'tls-psk',
+    remote: '192.0.2.1:9000',
+    peer: undefined,
+    rttUs: 180,
+    queueBytes: 0,
+    sentBytes: 0,
+    sentFrames: 0,
+    sentMessages: 0,
+    receivedBytes: 0,
+    receivedFrames: 0,
+    receivedMessages: 0,
+    dropped: {},
+    refused: {},
+    ups: 1,
+    downs: {},
+  },
+  vm: { driver: `exec:${'x'.repeat(100)}` },
+  process: { version: '1.2.3', pid: 77, uptimeUs: 65_000_000, memoryBytes: 0 },
+};
+
+describe('formatStatus()', () => {
+  it('says at the top what the node is and why', () => {
+    const text = formatStatus(STATUS);
+    expect(text.split('\n')[0]).toMatch(/^secondary +protected: checkpoint committed$/);
+    expect(text).toMatch(/^peer +192\.0\.2\.1:9000, round trip 180 us, tls-psk$/m);
+    expect(text).toMatch(/^may take over +yes$/m);
+    expect(text).toMatch(/^net +packet:cp0 +7 +1234 +3$/m);
+    expect(text).toMatch(/^net-before-failover +5$/m);
+    expect(text).not.toContain('unused');
+    expect(text.split('\n').every((line) => line.length <= 100)).toBe(true);
+  });
+
+  it('says why there is no peer', () => {
+    const peer = { ...STATUS.peer, connected: false, lastDownReason: 'silent for 1000 ms' };
+    expect(formatStatus({ ...STATUS, peer })).toMatch(
+      /^peer +not connected \(silent for 1000 ms\)$/m,
+    );
   });
 });
 

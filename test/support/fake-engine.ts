@@ -311,10 +311,12 @@ export class FakeVm implements VmDriver {
   /** Called with each request, for tests that look at the moment. */
   onRequest: () => void = () => undefined;
   isClosed = false;
+  /** Held open by a test that looks at what happens while the driver starts. */
+  starting: Promise<void> = Promise.resolve();
 
   start(events: VmEvents): Promise<void> {
     this.events = events;
-    return Promise.resolve();
+    return this.starting;
   }
   requestCheckpoint(request: CheckpointRequest): void {
     this.requests.push(request);
