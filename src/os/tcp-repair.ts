@@ -66,6 +66,8 @@ const TCPOPT_MSS = 2;
 const TCPOPT_WINDOW = 3;
 const TCPOPT_SACK_PERMITTED = 4;
 const TCPOPT_TIMESTAMP = 8;
+/** Lowest bit of TCP_TIMESTAMP (net/ipv4/tcp.c, tcp_usec_ts). */
+const TIMESTAMP_IS_MICROSECONDS = 1;
 const TCPI_OPT_TIMESTAMPS = 1;
 const TCPI_OPT_SACK = 2;
 const TCPI_OPT_WSCALE = 4;
@@ -114,7 +116,7 @@ export interface TcpConnectionImage {
   readonly sendScale: number;
   readonly receiveScale: number;
   readonly mss: number;
-  /** Value of our timestamp clock at `takenAtMs`; milliseconds, wraps. */
+  /** Value of TCP_TIMESTAMP at `takenAtMs`: see {@link timestampNow}. */
   readonly timestamp: number;
   /** `process.hrtime`'s clock (CLOCK_MONOTONIC), in ms: the image may only be restored on the same machine. */
   readonly takenAtMs: number;
@@ -257,9 +259,19 @@ function restoreOptions(fd: number, image: TcpConnectionImage): void {
   const bytes = new Uint8Array(Uint32Array.from(pairs).buffer);
   checkCall('TCP_REPAIR_OPTIONS', setOption(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, bytes));
   if ((image.options & TCPI_OPT_TIMESTAMPS) === 0) return;
-  // The clock went on while the image travelled; a timestamp that steps back would fail PAWS (RFC 7323 §5).
-  const now = (image.timestamp + Math.ceil(monotonicMs() - image.takenAtMs)) | 0;
-  checkCall('TCP_TIMESTAMP', setIntOption(fd, IPPROTO_TCP, TCP_TIMESTAMP, now));
+  const now = timestampNow(image.timestamp, monotonicMs() - image.takenAtMs);
+  checkCall('TCP_TIMESTAMP', setIntOption(fd, IPPROTO_TCP, TCP_TIMESTAMP, now | 0));
+}
+
+/**
+ * The value of TCP_TIMESTAMP `elapsedMs` after it was `taken`. The clock went on while the image travelled, and a timestamp that
+ * steps back would fail PAWS (RFC 7323 §5), so it is rounded up. Since Linux 6.7 the lowest bit is no part of the
+ * time: it says that the clock ticks in microseconds, not milliseconds.
+ */
+export function timestampNow(taken: number, elapsedMs: number): number {
+  const unit = taken & TIMESTAMP_IS_MICROSECONDS;
+  const ticks = Math.ceil(unit === 0 ? elapsedMs : elapsedMs * 1_000);
+  return (((taken + ticks + 1) & ~TIMESTAMP_IS_MICROSECONDS) | unit) >>> 0;
 }
 
 /** struct tcp_repair_window counts a received FIN in rcv_wup; before the FIN is delivered again it must not. */
