@@ -12,8 +12,8 @@ import type { Micros } from './base/time.ts';
  */
 export const VNET_HDR_BYTES = 10;
 
-/** Longest frame: a 64 KiB IP packet (a GSO frame), Ethernet header, two tags. Longer ones are dropped. */
-export const FRAME_BYTES_MAX = 65_535 + 14 + 8;
+/** Longest frame: Ethernet header, two tags, IPv6 header, 64 KiB of payload (a GSO frame). Longer ones are dropped. */
+export const FRAME_BYTES_MAX = 65_535 + 40 + 14 + 8;
 
 /** Frames received before the shell turns to its other ports; one recvmmsg. */
 export const BATCH_FRAMES_MAX = 64;
