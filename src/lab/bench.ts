@@ -183,6 +183,7 @@ export class Bench {
   async killSecondaryNode(): Promise<number> {
     const atMs = monotonicMs();
     this.#killed.add(this.secondary);
+    this.vm.svmLost(true);
     const gone = this.secondary.end('SIGKILL');
     this.topology.sn.ip(['link set eth0 down', 'link set eth1 down', 'link set tap0 down']);
     await Promise.all([gone, this.svm.kill()]);
@@ -194,8 +195,10 @@ export class Bench {
     this.topology.sn.ip(['link set eth0 up', 'link set eth1 up']);
     replaceSvm(this.topology);
     this.svm = new GuestProcess(this.topology.svm);
+    await this.svm.ready;
+    this.vm.svmLost(false);
     this.secondary = this.#newSecondary();
-    await Promise.all([this.svm.ready, this.secondary.started()]);
+    await this.secondary.started();
   }
 
   /**

@@ -49,6 +49,8 @@ export class VmManager {
   readonly #socket: Socket;
   #waiting: CheckpointRequest | undefined;
   #busy = false;
+  /** The SVM is known to be dead: nothing can be copied to it. */
+  #svmLost = false;
   #closed = false;
 
   /** Makes the pipe and listens. @throws ColoError */
@@ -71,7 +73,7 @@ export class VmManager {
 
   #onRequest(request: CheckpointRequest): void {
     this.requests.push(request);
-    if (this.#closed) return;
+    if (this.#closed || this.#svmLost) return;
     this.#waiting = request;
     if (!this.#busy) void this.#work();
   }
@@ -84,10 +86,16 @@ export class VmManager {
       try {
         this.records.push(await this.#checkpoint(request));
       } catch (error) {
-        this.failures.push((error as Error).message);
+        if (!this.#svmLost) this.failures.push((error as Error).message);
       }
     }
     this.#busy = false;
+  }
+
+  /** The scenario has killed the SVM: no checkpoints, and what fails now is no fault, until it is back. */
+  svmLost(lost: boolean): void {
+    this.#svmLost = lost;
+    if (lost) this.#waiting = undefined;
   }
 
   async #checkpoint(request: CheckpointRequest): Promise<CheckpointRecord> {
@@ -140,7 +148,7 @@ export class VmManager {
     try {
       await primary.control({ command: 'checkpoint', step: 'abort', reason: reason.slice(0, 200) });
     } catch (error) {
-      this.failures.push((error as Error).message);
+      if (!this.#svmLost) this.failures.push((error as Error).message);
     }
   }
 
