@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { execFile, spawn } from 'node:child_process';
+import { execFile } from 'node:child_process';
 import { readdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { fileURLToPath } from 'node:url';
@@ -14,6 +14,7 @@ import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import type { LabReport } from '../../src/lab/report.ts';
 import { SCENARIOS } from '../../src/lab/scenarios/index.ts';
+import { startKeptLab } from '../support/kept-lab.ts';
 
 const SCRIPT = fileURLToPath(new URL('../../bin/colo-proxy.js', import.meta.url));
 const run = promisify(execFile);
@@ -53,11 +54,11 @@ describe('colo-proxy lab', () => {
   });
 
   test('nothing is left after SIGKILL but a directory, and after SIGINT nothing at all', async () => {
-    const killed = await startKept();
+    const killed = await startKeptLab();
     killed.child.kill('SIGKILL');
     await waitUntil(() => !isAlive(killed.innerPid));
 
-    const stopped = await startKept();
+    const stopped = await startKeptLab();
     // The directory of the killed lab went when the next one started.
     expect(labDirectories(killed.child.pid!)).toEqual([]);
     const exit = new Promise((resolve) => stopped.child.once('exit', resolve));
@@ -67,22 +68,6 @@ describe('colo-proxy lab', () => {
     expect(labDirectories(stopped.child.pid!)).toEqual([]);
   });
 });
-
-/** Starts `lab --keep` and waits until the bench is up; `innerPid` is the process that holds the namespaces. */
-async function startKept() {
-  const child = spawn(process.execPath, [SCRIPT, 'lab', '--keep'], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-  });
-  let text = '';
-  const innerPid = await new Promise<number>((resolve, reject) => {
-    child.once('exit', () => reject(new Error(`the lab ended: ${text}`)));
-    child.stderr.on('data', (bytes: Buffer) => {
-      text += bytes.toString();
-      if (text.includes('Ctrl-C')) resolve(Number(/\/proc\/(\d+)\/fd/.exec(text)?.[1]));
-    });
-  });
-  return { child, innerPid };
-}
 
 function isAlive(pid: number): boolean {
   try {
