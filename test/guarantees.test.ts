@@ -13,7 +13,7 @@ import { REASSEMBLIES_MAX } from '../src/limits.ts';
 import { PRIMARY_DEFAULTS } from '../src/proxy/config.ts';
 import { isTransportChecksumRight } from '../src/wire/checksum.ts';
 import { TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST } from '../src/wire/tcp.ts';
-import { EnginePair, type GuestName, type NetFrame } from './support/engine-pair.ts';
+import { EnginePair, type GuestName } from './support/engine-pair.ts';
 import {
   arpFrame,
   fragmentFrame,
@@ -115,7 +115,8 @@ describe.each(FAMILIES)('G1 output commit, IPv%d', (family) => {
     pair.client(c.syn());
     // Both guests have said something on this flow: only the SYN itself is missing.
     expect(pair.guest('pvm', c.synAck('pvm'))).toEqual([]);
-    const other = c.synAck('svm', { options: { mss: 1_460, windowScale: 7 } });
+    const timestamps = { tsval: c.clock('svm'), tsecr: 0 };
+    const other = c.synAck('svm', { options: { mss: 1_460, windowScale: 7, timestamps } });
     expect(pair.guest('svm', other)).toEqual([]);
     expect(pair.takeCauses()).toEqual(['different-options']);
   });
@@ -221,6 +222,8 @@ describe.each(FAMILIES)('G2 input commit, IPv%d', (family) => {
     c.send('pvm', 0, '', { acked: 7 });
     const [ack] = pair.checkpoint();
     expect(infoOf(ack!).ack).toBe(clientSeq(7));
+    const [again] = c.send('pvm', 0, '', { acked: 7 });
+    expect(infoOf(again!).ack).toBe(clientSeq(7));
   });
 });
 

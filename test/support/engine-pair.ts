@@ -27,6 +27,9 @@ import { RecordingOutput } from './recording-output.ts';
 
 export type GuestName = 'pvm' | 'svm';
 
+/** Ticks at one instant; an engine that wants more would keep a real node's event loop busy for ever. */
+const ROUNDS_MAX = 100;
+
 type LinkItem =
   | { readonly kind: LinkFrameKind; readonly epoch: number; readonly frame: TestFrame }
   | { readonly message: LinkMessage };
@@ -234,9 +237,12 @@ export class EnginePair {
   pass(us: number): NetFrame[] {
     const endUs = this.nowUs + us;
     const engines = this.#isPrimaryAlive ? [this.primary, this.secondary] : [this.secondary];
+    let rounds = 0;
     for (;;) {
       const nextUs = Math.min(...engines.map((engine) => engine.nextDeadlineUs()));
       if (nextUs > endUs) break;
+      rounds = nextUs > this.nowUs ? 0 : rounds + 1;
+      if (rounds > ROUNDS_MAX) throw new Error('a deadline is due that no tick serves');
       this.nowUs = Math.max(this.nowUs, nextUs);
       for (const engine of engines) {
         if (engine.nextDeadlineUs() <= this.nowUs) engine.onTick(this.nowUs);

@@ -1,0 +1,495 @@
+/**
+ * How each rule behind the guarantees could be broken: one line of the code, and what it would be without the rule.
+ * `npm run guarantees:mutants` breaks them one at a time and demands that a test of that guarantee in
+ * `test/guarantees.test.ts` fails. A line that has changed meanwhile is reported, too.
+ *
+ * @module
+ */
+
+export interface Mutant {
+  /** `G1` ... `G9`. */
+  readonly guarantee: string;
+  /** What the code would do. */
+  readonly title: string;
+  /** From the repository's root. */
+  readonly file: string;
+  /** Occurs exactly once in the file. */
+  readonly search: string;
+  readonly replace: string;
+}
+
+// biome-ignore-start lint/suspicious/noTemplateCurlyInString: the strings are lines of code
+const PRIMARY = 'src/proxy/primary.ts';
+const TCP = 'src/proxy/primary-tcp.ts';
+const ACK = 'src/proxy/primary-ack.ts';
+const DATAGRAM = 'src/proxy/primary-datagram.ts';
+const GATE = 'src/compare/ack-gate.ts';
+const STREAM = 'src/compare/stream.ts';
+const SECONDARY = 'src/proxy/secondary.ts';
+const FLOWS = 'src/proxy/secondary-flows.ts';
+const FLOW = 'src/proxy/secondary-flow.ts';
+const TAKEOVER = 'src/proxy/secondary-takeover.ts';
+const REQUESTS = 'src/proxy/checkpoint-requests.ts';
+
+function mutant(
+  guarantee: string,
+  file: string,
+  title: string,
+  search: string,
+  replace: string,
+): Mutant {
+  return { guarantee, file, title, search, replace };
+}
+
+const OUTPUT_COMMIT: readonly Mutant[] = [
+  mutant(
+    'G1',
+    TCP,
+    'bytes are released without the SVM',
+    'if (!comparer.started || !seqBeforeOrEqual(segment.segmentEnd, comparer.compared)) {',
+    'if (!comparer.started) {',
+  ),
+  mutant(
+    'G1',
+    STREAM,
+    'bytes that differ count as equal',
+    'if (!bytesEqual(p.bytes, pOffset, s.bytes, sOffset, length)) {',
+    'if (length < 0) {',
+  ),
+  mutant(
+    'G1',
+    PRIMARY,
+    'held output goes at begin',
+    "this.#setState('checkpointing', 'checkpoint begun');",
+    "this.#setState('checkpointing', 'checkpoint begun'); this.#flows.releaseAll();",
+  ),
+  mutant(
+    'G1',
+    PRIMARY,
+    'held output goes before the secondary knows the commit',
+    'this.#commitSent = true;',
+    'this.#commitSent = true; this.#flows.releaseAll();',
+  ),
+  mutant('G1', PRIMARY, 'old epochs count', 'if (epoch !== this.#epoch) {', 'if (epoch < 0) {'),
+  mutant(
+    'G1',
+    TCP,
+    'a SYN does not wait',
+    'if ((flags & TCP_SYN) !== 0 && !this.handshake.matched) return false;',
+    'if ((flags & TCP_SYN) !== 0) return true;',
+  ),
+  mutant(
+    'G1',
+    'src/proxy/primary-syn.ts',
+    'options that bind the connection may differ',
+    'this.windowScale === other.windowScale &&',
+    '',
+  ),
+  mutant('G1', TCP, 'a RST does not wait', 'return this.secondaryReset;', 'return true;'),
+  mutant(
+    'G1',
+    STREAM,
+    'one guest may end its stream alone',
+    'if ((primaryEnded && s !== undefined) || (secondaryEnded && p !== undefined)) {',
+    'if (primaryEnded && secondaryEnded) {',
+  ),
+  mutant(
+    'G1',
+    DATAGRAM,
+    'any datagram is a mate',
+    'if (rangesEqual(this.secondary[i]!.ranges, incoming)) return i;',
+    'return i;',
+  ),
+  mutant(
+    'G1',
+    'src/proxy/primary-flows.ts',
+    'fragments are compared one by one',
+    'if (info.isFragment) this.#fragments.onPrimary(buffer, info);\n    else ',
+    '',
+  ),
+];
+
+const INPUT_COMMIT: readonly Mutant[] = [
+  mutant(
+    'G2',
+    GATE,
+    'the ACK number is that of the PVM',
+    'this.ack = seqMin(ack, this.secondaryAck);',
+    'this.ack = ack;',
+  ),
+  mutant(
+    'G2',
+    GATE,
+    'the window is that of the PVM',
+    'const edge = seqMin(seqAdd(ack, window << this.windowShift), this.secondaryEdge);',
+    'const edge = seqAdd(ack, window << this.windowShift);',
+  ),
+  mutant(
+    'G2',
+    ACK,
+    'SACK blocks are those of the PVM',
+    'const trims = segment.hasSack && this.#blocksCovered(segment) < 0;',
+    'const trims = false;',
+  ),
+  mutant(
+    'G2',
+    TCP,
+    'a held ACK never follows',
+    'if (this.heldAck.exists && !this.diverged) this.heldAck.sendPending(this.#releasedEnd());',
+    '',
+  ),
+  mutant(
+    'G2',
+    GATE,
+    'a commit leaves the ACK of the SVM where it was',
+    'this.secondaryAck = this.primaryAck;',
+    '',
+  ),
+];
+
+const SILENCE: readonly Mutant[] = [
+  mutant(
+    'G3',
+    SECONDARY,
+    'ARP of the SVM goes out',
+    "this.#dropped.add('guest-link-control');",
+    'this.#output.sendToNet(buffer, offset, length);',
+  ),
+  mutant(
+    'G3',
+    SECONDARY,
+    'output of the SVM goes out while the primary is lost',
+    "this.#counters.add('outputWithoutPeer');",
+    'this.#output.sendToNet(info, info.frameOffset, info.frameBytes);',
+  ),
+  mutant(
+    'G3',
+    SECONDARY,
+    'the SVM hears the network',
+    "if (this.#state !== 'failed-over') {\n      this.#dropped.add('net-before-failover');",
+    "if (this.#epoch < 0) {\n      this.#dropped.add('net-before-failover');",
+  ),
+  mutant(
+    'G3',
+    SECONDARY,
+    'a failover beside a living primary',
+    'if (!force && this.#peerUp)',
+    'if (!force && this.#epoch < 0)',
+  ),
+  mutant(
+    'G3',
+    SECONDARY,
+    'a failover without a committed state',
+    'if (!force && !this.#ready) {',
+    'if (!force && this.#epoch < 0) {',
+  ),
+];
+
+const NO_INVENTION: readonly Mutant[] = [
+  mutant(
+    'G4',
+    TCP,
+    'the newest goes first',
+    'this.held.push(segment);',
+    'this.held.unshift(segment);',
+  ),
+  mutant(
+    'G4',
+    DATAGRAM,
+    'a matched datagram passes those before it',
+    'if (this.primary.length === 0) {\n        this.#releaseNow',
+    'if (this.primary.length >= 0) {\n        this.#releaseNow',
+  ),
+  mutant(
+    'G4',
+    ACK,
+    'a built ACK stands where its segment began',
+    'if (seq !== undefined) view.setUint32(l4 + TCP_SEQ, seq);',
+    '',
+  ),
+  mutant(
+    'G4',
+    ACK,
+    'a built ACK keeps the flags of its segment',
+    'bytes[l4 + TCP_FLAGS] = TCP_ACK | (bytes[l4 + TCP_FLAGS]! & TCP_ECE);',
+    '',
+  ),
+  mutant(
+    'G4',
+    DATAGRAM,
+    'the frame of the SVM is what goes out',
+    'waiting.matched = true;\n      this.#countSettled();',
+    'waiting.matched = true;\n      this.#context.emit(buffer, info.frameOffset, info.frameBytes);\n      this.#countSettled();',
+  ),
+];
+
+const FAILOVER: readonly Mutant[] = [
+  mutant(
+    'G5',
+    FLOWS,
+    'output of the SVM keeps its numbers',
+    'adjustGuestSegment(info, seqDelta, tsShift);\n    this.counts.adjusted++;',
+    'adjustGuestSegment(info, 0, tsShift);\n    this.counts.adjusted++;',
+  ),
+  mutant(
+    'G5',
+    FLOWS,
+    'ACK and SACK of the client keep their numbers',
+    'adjustClientSegment(info, seqDelta, tsShift);',
+    'adjustClientSegment(info, 0, tsShift);',
+  ),
+  mutant(
+    'G5',
+    FLOW,
+    'the two clocks count as one',
+    'return seqAdd(tsval, this.tsDelta + this.tsJump);',
+    'return tsval;',
+  ),
+  mutant(
+    'G5',
+    FLOW,
+    'echoes are not translated back',
+    'let own = seqAdd(tsecr, -this.tsDelta);',
+    'let own = tsecr; if (own > 0) return own;',
+  ),
+  mutant(
+    'G5',
+    TAKEOVER,
+    'unconfirmed output waits for a retransmission timer',
+    'this.#sendRetained(nowUs);\n    this.#probes',
+    'this.#probes',
+  ),
+  mutant(
+    'G5',
+    TAKEOVER,
+    'no announcement at once',
+    'this.#announced = 0;\n    this.#announce(nowUs);',
+    'this.#announced = 1;',
+  ),
+  mutant(
+    'G5',
+    FLOW,
+    'new connections are not known as such',
+    'this.#beginAnew();\n    this.secondaryIsn = info.seq;\n    this.isNew = true;',
+    'this.#beginAnew();\n    this.secondaryIsn = info.seq;\n    this.primaryIsn = 0;\n    this.#learn();',
+  ),
+  mutant(
+    'G5',
+    PRIMARY,
+    'the SVM does not get what the client sends',
+    'this.#output.sendFrameToPeer(LINK_FRAME_CLIENT, this.#epoch, buffer, offset, length);',
+    '',
+  ),
+  mutant(
+    'G5',
+    SECONDARY,
+    'nothing is confirmed',
+    'for (const entry of message.entries) this.#flows.onProgress(entry);',
+    '',
+  ),
+  mutant(
+    'G5',
+    SECONDARY,
+    'translation goes on after a checkpoint',
+    'this.#retention.clear();\n    this.#flows.clear();\n    if (this.#peerUp)',
+    'this.#retention.clear();\n    if (this.#peerUp)',
+  ),
+];
+
+const LIVENESS: readonly Mutant[] = [
+  mutant('G6', TCP, 'nobody waits for bytes of the SVM', 'this.#headSinceUs(),\n', ''),
+  mutant(
+    'G6',
+    TCP,
+    'nobody waits for bytes of the PVM',
+    'this.#sinceProgress(this.secondarySinceUs),\n',
+    '',
+  ),
+  mutant('G6', TCP, 'nobody waits for an ACK', 'this.heldAck.ackSinceUs,\n', ''),
+  mutant('G6', TCP, 'nobody waits for a window', 'this.heldAck.windowSinceUs,\n', ''),
+  mutant('G6', TCP, 'nobody waits for a RST of the PVM', 'this.resetSinceUs,\n    );', ');'),
+  mutant(
+    'G6',
+    TCP,
+    'any progress is progress enough',
+    'return Math.min(this.progressUs, sinceUs + lagUs);',
+    'return this.progressUs + 0 * lagUs;',
+  ),
+  mutant(
+    'G6',
+    DATAGRAM,
+    'nobody waits for a datagram',
+    'const timeout = since + this.#context.config.compareTimeoutUs;',
+    'const timeout = NEVER + since;',
+  ),
+  mutant(
+    'G6',
+    DATAGRAM,
+    'datagrams that differ wait the whole timeout',
+    'return Math.min(timeout, both);',
+    'return Math.max(timeout, both);',
+  ),
+  mutant(
+    'G6',
+    'src/proxy/primary-fragments.ts',
+    'fragments that do not fit ask for nothing',
+    "this.#context.want(this.#orphans, 'unverifiable', -1, '', '');",
+    '',
+  ),
+  mutant(
+    'G6',
+    REQUESTS,
+    'a request is made once',
+    'if (nowUs < this.#sentAtUs + this.#config.checkpointRequestTimeoutUs) return undefined;',
+    'return undefined;',
+  ),
+  mutant(
+    'G6',
+    PRIMARY,
+    'a VM layer that is silent is waited for',
+    'if (this.#requests.givenUp(nowUs)) this.#onRequestsIgnored();',
+    '',
+  ),
+  mutant(
+    'G6',
+    PRIMARY,
+    'a checkpoint may take for ever',
+    "this.checkpointAbort('not committed in time', nowUs);",
+    '',
+  ),
+  mutant(
+    'G6',
+    PRIMARY,
+    'losing the peer releases nothing',
+    'if (wasHolding) this.#flows.releaseAll();',
+    '',
+  ),
+];
+
+const BOUNDED: readonly Mutant[] = [
+  mutant(
+    'G7',
+    PRIMARY,
+    'no request at the limit',
+    "this.#wantForFlow(flow, 'limit', -1, '', '');",
+    '',
+  ),
+  mutant(
+    'G7',
+    PRIMARY,
+    'no hard limit',
+    'if (this.#heldBytes > 2 * heldBytesMax || flow.heldBytes > 2 * flowHeldBytesMax) {',
+    'if (this.#heldBytes < 0) {',
+  ),
+  mutant(
+    'G7',
+    PRIMARY,
+    'output is dropped at the soft limit',
+    'if (this.#heldBytes > 2 * heldBytesMax || flow.heldBytes > 2 * flowHeldBytesMax) {',
+    'if (this.#heldBytes >= 0) {',
+  ),
+  mutant(
+    'G7',
+    PRIMARY,
+    'a limit for each flow only',
+    'if (this.#heldBytes > heldBytesMax || flow.heldBytes > flowHeldBytesMax) {',
+    'if (flow.heldBytes > flowHeldBytesMax) {',
+  ),
+  mutant(
+    'G7',
+    'src/proxy/kept-frames.ts',
+    'whatever comes is kept',
+    'if (this.#bytes >= this.#bytesMax) return false;',
+    '',
+  ),
+  mutant(
+    'G7',
+    'src/proxy/primary-flows.ts',
+    'output without a flow is dropped',
+    'this.#orphans.onPrimary(buffer, info, fragments);',
+    '',
+  ),
+];
+
+const HOSTILE: readonly Mutant[] = [
+  mutant(
+    'G8',
+    PRIMARY,
+    'output that cannot be read passes',
+    "this.#dropped.add(`guest-${DROP_REASON_NAMES[result] ?? 'malformed'}`);\n      return;",
+    'this.#context.emit(buffer, offset, length);\n      return;',
+  ),
+  mutant(
+    'G8',
+    TCP,
+    'positions outside of the stream are kept',
+    'if (ahead > AHEAD_MAX || ahead < -AHEAD_MAX) {',
+    'if (ahead === 0.5) {',
+  ),
+  mutant(
+    'G8',
+    PRIMARY,
+    'a commit that nobody asked for is believed',
+    "if (this.#state !== 'checkpointing' || !this.#commitSent || epoch !== this.#epoch + 1) {",
+    'if (epoch !== this.#epoch + 1) {',
+  ),
+];
+
+const HONEST: readonly Mutant[] = [
+  mutant(
+    'G9',
+    PRIMARY,
+    'the primary changes its state in silence',
+    "this.#event('state', `${from} -> ${state}: ${reason}`, { from, to: state, reason });",
+    'void from;',
+  ),
+  mutant(
+    'G9',
+    SECONDARY,
+    'the secondary changes its state in silence',
+    "this.#event('state', `${from} -> ${state}: ${reason}`, { from, to: state, reason });",
+    'void from;',
+  ),
+  mutant(
+    'G9',
+    PRIMARY,
+    'a lost peer changes nothing',
+    'this.#unprotect(`peer lost: ${reason}`);',
+    '',
+  ),
+  mutant(
+    'G9',
+    PRIMARY,
+    'holding is not said',
+    'this.#setState(this.#state, `peer lost, output is held: ${reason}`);',
+    '',
+  ),
+  mutant(
+    'G9',
+    PRIMARY,
+    'protected as soon as a peer is there',
+    "this.#setState('syncing', 'peer joined, waiting for the first commit');",
+    "this.#setState('protected', 'peer joined');",
+  ),
+  mutant(
+    'G9',
+    SECONDARY,
+    'an old state survives a new sync',
+    '#forgetProtection(): void {\n    this.#ready = false;',
+    '#forgetProtection(): void {',
+  ),
+];
+
+// biome-ignore-end lint/suspicious/noTemplateCurlyInString: the strings are lines of code
+
+export const MUTANTS: readonly Mutant[] = [
+  ...OUTPUT_COMMIT,
+  ...INPUT_COMMIT,
+  ...SILENCE,
+  ...NO_INVENTION,
+  ...FAILOVER,
+  ...LIVENESS,
+  ...BOUNDED,
+  ...HOSTILE,
+  ...HONEST,
+];
