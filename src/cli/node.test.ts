@@ -161,6 +161,17 @@ describe('NodeRunner and a lost peer', () => {
     expect(secondary.engine.calls).toContain('reset QEMU is dead');
   });
 
+  it('ends a primary whose peer has taken over, rather than let both serve', async () => {
+    const { engine, link, runner } = await start('primary');
+    link.handlers?.onUp({ ...PEER, state: 'failed-over' });
+    expect(await runner.ended).toMatchObject({
+      exitCode: 71,
+      error: { code: 'COLO_ERR_PEER_SERVES' },
+    });
+    expect(engine.calls).not.toContain('peer-up');
+    expect(decisions()).toEqual(['end']);
+  });
+
   it('decides nothing when it leaves itself', async () => {
     const { link, runner } = await start('secondary', undefined, 'failover');
     link.handlers?.onUp(PEER);

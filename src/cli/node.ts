@@ -114,6 +114,8 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   #phase: Phase = 'new';
   #isInEngine = false;
   #isPeerUp = false;
+  /** Where the peer is, or was last. */
+  #peerRemote = '';
   /** The clock's reading for the batch under way; undefined between batches. */
   #batchUs: Micros | undefined;
   #timer: NodeJS.Timeout | undefined;
@@ -322,16 +324,29 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   #onPeerUp(peer: PeerHello): void {
     this.#parts.log.info({ peer }, 'Peer joined');
     this.#isPeerUp = true;
+    this.#peerRemote = this.#parts.link.status().remote;
     this.#arbiter?.onPeerUp();
+    if (this.#engine.role === 'primary' && peer.state === 'failed-over') {
+      // G10: while this node was thought lost, or before it was started, the secondary has taken over.
+      const text =
+        'The peer has failed over and serves: this primary ends, rather than serve beside it';
+      this.#tell({
+        atUs: this.#parts.nowUs(),
+        kind: 'arbitration',
+        text,
+        fields: { decision: 'end', epoch: peer.epoch, remote: this.#peerRemote },
+      });
+      this.#fail(new ColoError('COLO_ERR_PEER_SERVES', text), EXIT_OS);
+      return;
+    }
     this.#act((nowUs) => this.#engine.onPeerUp(peer.epoch, nowUs));
   }
 
   #onPeerDown(reason: string): void {
     if (!this.#isPeerUp) return;
     this.#isPeerUp = false;
-    const { link, nowUs } = this.#parts;
-    const { state, epoch, failoverReady } = this.#engine.status(nowUs());
-    const facts = { reason, state, epoch, failoverReady, remote: link.status().remote };
+    const { state, epoch, failoverReady } = this.#engine.status(this.#parts.nowUs());
+    const facts = { reason, state, epoch, failoverReady, remote: this.#peerRemote };
     // A node that leaves decides nothing.
     const arbiter = this.#phase === 'running' ? this.#arbiter : undefined;
     this.#act((now) => this.#engine.onPeerDown(reason, now, arbiter?.holds));
@@ -462,12 +477,12 @@ export class NodeRunner implements ControlHandlers, VmEvents {
 
   // The end.
 
-  /** Stops at once: a bug (exit code 70) or a port that died (71). Nothing more goes out. */
+  /** Stops at once: a bug (exit code 70), or a port or guest that died, or a peer that serves (71). Nothing more goes out. */
   #fail(error: Error, exitCode: number): void {
     if (this.#phase === 'ended') return;
     const { message: text, stack } = error;
     const { log } = this.#parts;
-    if (exitCode === EXIT_OS) log.error({ error: text }, 'A port or the guest failed: ending');
+    if (exitCode === EXIT_OS) log.error({ error: text }, 'Cannot go on: ending');
     else log.error({ error: text, stack }, 'Internal error: nothing more is released');
     this.#answers.refuseAll('The node has failed');
     const { vm, link } = this.#parts;

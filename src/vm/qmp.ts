@@ -62,6 +62,8 @@ export class QmpVmDriver implements VmDriver {
   #isStopped = false;
   /** Counts STOP and RESUME, to see whether an answer about them is still true. */
   #stopsAndResumes = 0;
+  /** Said already that requests wait for COLO. */
+  #hasReportedNoColo = false;
   /** COLO ended with an error, and QEMU waits for `x-colo-lost-heartbeat`. */
   #isBroken = false;
   /** The secondary has taken over: QEMU has to leave COLO, now or when it can be reached again. */
@@ -108,7 +110,9 @@ export class QmpVmDriver implements VmDriver {
   }
 
   requestCheckpoint(): void {
-    if (!this.#isInColo) {
+    // The engine repeats its requests; once is enough to say it.
+    if (!this.#isInColo && !this.#hasReportedNoColo) {
+      this.#hasReportedNoColo = true;
       this.#report(
         'A checkpoint is wanted, but QEMU is not in COLO: it comes when COLO is entered',
       );
@@ -295,6 +299,7 @@ export class QmpVmDriver implements VmDriver {
     this.#isInColo = true;
     this.#isBroken = false;
     this.#hasToldLost = false;
+    this.#hasReportedNoColo = false;
     this.#counters.coloEntries++;
     this.#setState('running', cause);
     if (this.#options.role === 'primary') this.#checkpoints?.enter(isStopped);
