@@ -83,7 +83,9 @@ export class FaultPlan {
       to.heal();
       from.heal();
     }
+    for (const machine of [world.pvm, world.svm]) machine.mood.isHurried = true;
     for (const client of world.clients) {
+      client.application.isHurried = true;
       client.toSwitch.heal();
       client.fromSwitch.heal();
     }

@@ -177,7 +177,7 @@ function drawWorkload(prng: Prng): WorkloadOptions {
   const share = (probability: number, highest: number): number =>
     prng.chance(probability) ? prng.nextFloat() * highest : 0;
   return {
-    sessionEveryUs: prng.pick([5, 15, 40, 120]) * US_PER_MS,
+    sessionEveryUs: prng.pick([10, 30, 80, 200]) * US_PER_MS,
     datagramEveryUs: prng.chance(0.5) ? prng.nextBetween(5, 100) * US_PER_MS : NEVER,
     scanEveryUs: prng.chance(0.3) ? prng.nextBetween(5, 100) * US_PER_MS : NEVER,
     garbageEveryUs: prng.chance(0.3) ? prng.nextBetween(5, 100) * US_PER_MS : NEVER,
@@ -185,7 +185,7 @@ function drawWorkload(prng: Prng): WorkloadOptions {
     token: share(0.35, 0.4),
     clock: share(0.25, 0.3),
     slow: share(0.5, 0.6),
-    largeBytesMax: prng.pick([100, 3_000, 40_000, 120_000]),
+    largeBytesMax: prng.pick([100, 1_000, 3_000, 10_000, 10_000, 60_000]),
     requestsMax: prng.pick([1, 3, 8]),
     connectBack: share(0.3, 0.3),
     urgent: share(0.15, 0.3),
@@ -207,8 +207,8 @@ function drawConfig(prng: Prng): PrimaryConfig {
     minRunUs: prng.pick([0, 20, 100, 100]) * US_PER_MS,
     checkpointCommitTimeoutUs: prng.pick([2, 30]) * US_PER_S,
     checkpointRequestTimeoutUs: prng.pick([500, 2_000]) * US_PER_MS,
-    flowsMax: small ? prng.nextBetween(8, 60) : PRIMARY_DEFAULTS.flowsMax,
-    halfOpenFlowsMax: small ? prng.nextBetween(4, 30) : PRIMARY_DEFAULTS.halfOpenFlowsMax,
+    flowsMax: small ? prng.nextBetween(40, 200) : PRIMARY_DEFAULTS.flowsMax,
+    halfOpenFlowsMax: small ? prng.nextBetween(10, 60) : PRIMARY_DEFAULTS.halfOpenFlowsMax,
     flowHeldBytesMax: small ? prng.nextBetween(4_000, 60_000) : PRIMARY_DEFAULTS.flowHeldBytesMax,
     heldBytesMax: small ? prng.nextBetween(20_000, 200_000) : PRIMARY_DEFAULTS.heldBytesMax,
     keptClientBytesMax: small

@@ -122,7 +122,7 @@ export class PeerLink {
       this.#isConnecting = false;
       const { isAlive, isHung } = this.#secondary;
       const hasSession = this.#endsOf(this.#secondary).some((end) => !end.session.hasEnded);
-      if (!isAlive || hasSession) return;
+      if (!isAlive || hasSession || !this.#primary.isAlive) return;
       const isReachable = this.#primary.isAlive && this.isAllowed && !this.#isStalled();
       if (isHung || this.#primary.isHung || !isReachable)
         this.#connectLater(this.#options.reconnectUs);

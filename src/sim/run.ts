@@ -11,14 +11,14 @@ import { Trace } from './trace.ts';
 import { type Seen, World } from './world.ts';
 
 /** Events with faults, unless asked otherwise. */
-export const STEPS_DEFAULT = 4_000;
+export const STEPS_DEFAULT = 2_500;
 
 /** After the heal: virtual time and events until everything must be done. */
 const QUIET_US_MAX: Micros = 240 * US_PER_S;
 const QUIET_STEPS_MAX = 150_000;
 
 /** Events between two looks at what no single event shows. */
-const PULSE_STEPS = 16;
+const PULSE_STEPS = 32;
 
 export interface RunRequest {
   readonly seed: number;
@@ -168,7 +168,7 @@ class Run {
 /** What is not done yet, in words; empty when everything is quiet. */
 function waitingFor(world: World): string {
   for (const { host, application } of world.clients) {
-    for (const session of application.sessions) {
+    for (const session of application.open) {
       if (session.isDone || session.connection.state === 'time-wait') continue;
       if (!host.state.connections.has(session.key)) continue;
       const { state, sndUna, sndMax, rcvNxt } = session.connection;

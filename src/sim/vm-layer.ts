@@ -167,6 +167,8 @@ export class VmLayer {
     if (this.#attempt !== attempt) return;
     attempt.phase = 'over';
     this.#attempt = undefined;
+    // Committed and known, or given up: then the state in the SVM stands for nothing.
+    this.#isLoadAnnounced = true;
     this.#pvm.resume();
     this.#svm.resume();
     this.#hooks.line(`vm: over: ${reason}`);

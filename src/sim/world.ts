@@ -22,7 +22,7 @@ import { HostileChecker } from './checkers/hostile.ts';
 import { InputCommitChecker } from './checkers/input-commit.ts';
 import { InventionChecker } from './checkers/invention.ts';
 import { LivenessChecker } from './checkers/liveness.ts';
-import { isUnprotected, OutputCommitChecker } from './checkers/output-commit.ts';
+import { OutputCommitChecker } from './checkers/output-commit.ts';
 import { OwnerChecker } from './checkers/owner.ts';
 import { adoptStream, createRecord, type GuestRecord, recordPacket } from './checkers/record.ts';
 import { SilenceChecker } from './checkers/silence.ts';
@@ -95,6 +95,8 @@ export class World implements Witness {
   brokenBy: Broken | undefined;
   isSvmSynced = false;
   svmLostUs: Micros = 0;
+  /** The primary protects: also while a checkpoint is under way, unless that is the first. */
+  #isProtected = false;
   isFailoverGranted = false;
   isOutage = false;
   isRequestOpen = false;
@@ -241,7 +243,13 @@ export class World implements Witness {
 
   #makeMachine(name: string, emit: (frame: SimFrame) => void): Machine {
     const { thinkUsMax, divergence, randomPort } = this.options;
-    const mood: ServiceMood = { stuckUntilUs: 0, thinkUsMax, divergence, randomPort };
+    const mood: ServiceMood = {
+      stuckUntilUs: 0,
+      thinkUsMax,
+      divergence,
+      isHurried: false,
+      randomPort,
+    };
     return new Machine(name, this.#guestState(), mood, this.queue, this.prng.fork(), emit);
   }
 
@@ -368,7 +376,11 @@ export class World implements Witness {
       onEvent: (node, event) => {
         this.line(`${node.name}: ${event.kind}: ${event.text}`);
         if (node === this.primary && event.kind === 'state') {
-          if (event.fields?.['to'] !== 'checkpointing') this.isRequestOpen = false;
+          const to = event.fields?.['to'];
+          if (to !== 'checkpointing') {
+            this.isRequestOpen = false;
+            this.#isProtected = to === 'protected';
+          }
         }
         this.vm.onEvent(node, event);
         for (const checker of this.#checkers) checker.onEvent?.(node, event);
@@ -426,7 +438,7 @@ export class World implements Witness {
     this.primary.kill();
     this.pvm.kill();
     this.link.onNodeDead(this.primary, this.prng.chance(0.5));
-    const hasSurvivor = !isUnprotected(state) && this.isSvmSynced && this.secondary.isAlive;
+    const hasSurvivor = this.#isProtected && this.secondary.isAlive && this.isSvmSynced;
     this.queue.after(this.prng.nextBelow(this.options.arbiterUsMax + 1), 'arbiter', () => {
       this.vm.onPrimaryDead();
       if (hasSurvivor && this.secondary.isAlive) this.#takeOver(1);

@@ -119,7 +119,7 @@ export function recordSegment(
 ): void {
   const isSyn = (segment.flags & SYN) !== 0;
   let stream = record.streams.get(key);
-  const isNew = isSyn && stream !== undefined && stream.hasIsn && stream.isn !== segment.seq;
+  const isNew = isSyn && stream?.hasIsn === true && stream.isn !== segment.seq;
   if (stream === undefined || isNew) {
     // A RST of the connection before this one may still be on its way.
     const resets = stream?.resets ?? 0;

@@ -107,9 +107,13 @@ const INBOUND_PLAN: SessionPlan = {
 
 export class ClientApplication implements Application {
   readonly sessions: Session[] = [];
+  /** Sessions that have not ended. */
+  open: Session[] = [];
   /** Sessions that have ended and that nobody has looked at since. */
   readonly ended: Session[] = [];
   readonly probes: Probe[] = [];
+  /** Slow readers read at full speed, pauses are over (after the heal). */
+  isHurried = false;
   readonly #byConnection = new Map<TcpConnection, Session>();
   /** Every host.connect is followed by this, so that the session exists before the first answer. */
   start(host: Host, guest: string, plan: SessionPlan, localPort: number): Session {
@@ -148,6 +152,7 @@ export class ClientApplication implements Application {
       error: '',
     };
     this.sessions.push(session);
+    this.open.push(session);
     this.#byConnection.set(connection, session);
     return session;
   }
@@ -170,6 +175,7 @@ export class ClientApplication implements Application {
       session.isDone = true;
       session.error = connection.error;
       this.ended.push(session);
+      this.open = this.open.filter((item) => item !== session);
       this.#byConnection.delete(connection);
     }
     this.#schedule(host);
@@ -189,7 +195,7 @@ export class ClientApplication implements Application {
 
   #read(host: Host, session: Session): void {
     const { readBytes, readEveryUs } = session.plan;
-    if (readBytes === 0) {
+    if (readBytes === 0 || this.isHurried) {
       this.#take(session, tcpRead(session.connection, 1 << 30));
       return;
     }
@@ -203,11 +209,11 @@ export class ClientApplication implements Application {
     while (session.sentRequests < plan.requests.length) {
       if (!this.#maySend(session)) return;
       if (!plan.isPipelined && session.receivedCount < this.#expectedSoFar(session)) return;
-      if (session.sentRequests > 0 && plan.pauseUs > 0) {
+      if (session.sentRequests > 0 && plan.pauseUs > 0 && !this.isHurried) {
         if (session.nextSendUs === 0) session.nextSendUs = host.nowUs + plan.pauseUs;
         if (host.nowUs < session.nextSendUs) return;
-        session.nextSendUs = 0;
       }
+      session.nextSendUs = 0;
       const request = plan.requests[session.sentRequests++]!;
       const isUrgent = plan.hasUrgent && session.sentRequests % 3 === 1;
       tcpWrite(connection, encodeRequest(request), isUrgent);
@@ -254,7 +260,7 @@ export class ClientApplication implements Application {
 
   /** The end of the run: sessions that would stay open are closed. */
   closeAll(host: Host): void {
-    for (const session of this.sessions) {
+    for (const session of this.open) {
       if (session.isDone || session.connection.state === 'closed') continue;
       const isIdle =
         session.plan.ending === 'stays-open' &&
@@ -331,7 +337,7 @@ export class ClientApplication implements Application {
     for (const probe of this.probes) {
       if (probe.nextUs <= host.nowUs && probe.answers === 0) this.#sendProbe(host, probe);
     }
-    for (const session of this.sessions) {
+    for (const session of this.open) {
       if (!session.isDone) host.touch(session.key, session.connection);
     }
     this.#schedule(host);
@@ -346,7 +352,7 @@ export class ClientApplication implements Application {
   #schedule(host: Host): void {
     let next: Micros = NEVER;
     for (const probe of this.probes) if (probe.answers === 0) next = Math.min(next, probe.nextUs);
-    for (const session of this.sessions) {
+    for (const session of this.open) {
       if (session.isDone) continue;
       if (session.nextSendUs > 0 && this.#maySend(session))
         next = Math.min(next, session.nextSendUs);

@@ -52,6 +52,8 @@ export interface ServiceMood {
   thinkUsMax: Micros;
   /** Probability that an answer is wrong by itself: memory of the guests has diverged. */
   divergence: number;
+  /** Slow readers read at full speed (after the heal). */
+  isHurried: boolean;
   /** Probability that a port the guest chooses is not the next one. */
   randomPort: number;
 }
@@ -120,11 +122,12 @@ export class GuestService implements Application {
   }
 
   #read(host: Host, service: ServiceState, connection: TcpConnection): void {
-    if (service.readSlowly) {
+    const isSlow = service.readSlowly && !this.mood.isHurried;
+    if (isSlow) {
       if (host.nowUs < service.nextReadUs) return;
       service.nextReadUs = host.nowUs + SLOW_READ_EVERY_US;
     }
-    const bytes = tcpRead(connection, service.readSlowly ? SLOW_READ_BYTES : 1 << 30);
+    const bytes = tcpRead(connection, isSlow ? SLOW_READ_BYTES : 1 << 30);
     let at = 0;
     while (at < bytes.length) {
       if (service.request !== undefined) {

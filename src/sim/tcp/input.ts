@@ -106,6 +106,11 @@ function inputSynchronized(connection: TcpConnection, segment: TcpSegment, io: T
       return;
     }
   }
+  if (connection.state === 'syn-received' && start === 0 && isSynAckFor(connection, segment)) {
+    // Simultaneous open: the peer's SYN again, now with the acknowledgement (RFC 9293 figure 8).
+    if (inputAck(connection, segment, start, io)) connection.ackNow = true;
+    return;
+  }
   if (!isAcceptable(connection, start, segmentLength(segment))) {
     if (!isReset) refuseSegment(connection, segment, start, io);
     return;
@@ -130,6 +135,11 @@ function inputSynchronized(connection: TcpConnection, segment: TcpSegment, io: T
     connection.peerUrgent = Math.max(connection.peerUrgent, start + segment.urgentPointer);
   }
   inputData(connection, segment, start, io);
+}
+
+function isSynAckFor(connection: TcpConnection, segment: TcpSegment): boolean {
+  const isSynAck = (segment.flags & (SYN | ACK | RST)) === (SYN | ACK);
+  return isSynAck && ownPosition(connection, segment.ack) === 1;
 }
 
 /** A segment outside of the window is answered; its acknowledgement still counts when it is only a probe. */

@@ -75,7 +75,13 @@ class Pair {
     this.client = new Host('client', state('02', tcp), this.application, prng.fork(), (frame) => {
       for (const part of completeOffload(frame)) toGuest.send(part);
     });
-    const mood = { stuckUntilUs: 0, thinkUsMax: 1_000, divergence: 0, randomPort: 0 };
+    const mood = {
+      stuckUntilUs: 0,
+      thinkUsMax: 1_000,
+      divergence: 0,
+      isHurried: false,
+      randomPort: 0,
+    };
     this.guest = new Host(
       'guest',
       state('01', tcp),
