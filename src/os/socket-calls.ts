@@ -34,6 +34,7 @@ export const MSG_NOSIGNAL = 0x4000;
 export const SHUT_WR = 1;
 
 export const EAGAIN = 11;
+export const EADDRNOTAVAIL = 99;
 export const EINTR = 4;
 export const EINPROGRESS = 115;
 

@@ -16,6 +16,7 @@
 
 import { SOL_SOCKET } from './constants.ts';
 import { injectFin } from './inject-segment.ts';
+import { destroyConnection } from './sock-destroy.ts';
 import {
   AF_INET,
   AF_INET6,
@@ -23,6 +24,7 @@ import {
   checkCall,
   closeSocket,
   connectSocket,
+  EADDRNOTAVAIL,
   EAGAIN,
   getIntOption,
   getOption,
@@ -207,7 +209,8 @@ export function takeConnection(fd: number): TcpConnectionImage {
 
 /**
  * Makes the connection in this network namespace and returns its descriptor. The local address must be
- * the namespace's own, and no socket may hold the connection's addresses already. No packet is sent.
+ * the namespace's own. What the kernel still knows of a connection with the same addresses (a half-open one, mostly) is
+ * destroyed, which may send a RST to its peer. No other packet is sent.
  *
  * @throws ColoError when the kernel refuses; nothing is left behind then
  */
@@ -228,7 +231,11 @@ function fillConnection(fd: number, image: TcpConnectionImage): void {
   setQueueSeq(fd, SEND_QUEUE, image.sendSeq - image.sendQueue.length);
   checkCall('bind', bindSocket(fd, image.local));
   // In repair mode connect() makes an established connection without a handshake.
-  checkCall('connect', connectSocket(fd, image.remote));
+  let connected = connectSocket(fd, image.remote);
+  if (connected === -EADDRNOTAVAIL && destroyConnection(image.local, image.remote) === 0) {
+    connected = connectSocket(fd, image.remote);
+  }
+  checkCall('connect', connected);
   restoreOptions(fd, image);
   writeQueue(fd, RECV_QUEUE, image.receiveQueue);
   const sentBytes = image.sendQueue.length - image.unsentBytes;

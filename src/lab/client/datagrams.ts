@@ -12,6 +12,7 @@ import type { Family } from './http.ts';
 export interface DatagramsRequest {
   readonly family: Family;
   readonly count: number;
+  /** At least 4: they begin with the request's number. */
   readonly bytes: number;
   /** Until the next request is sent, whether an answer has come or not. */
   readonly timeoutMs: number;
@@ -37,12 +38,13 @@ export async function datagrams(request: DatagramsRequest): Promise<DatagramsRes
     );
     for (let index = 0; index < request.count; index++) {
       const sent = Buffer.from(contentAt(index + 1, 0, request.bytes));
+      sent.writeUInt32BE(index);
       const startMs = performance.now();
       const answer = await new Promise<Buffer | undefined>((resolve) => {
         const timer = setTimeout(() => resolve(undefined), request.timeoutMs);
         const onMessage = (message: Buffer): void => {
           // A late duplicate of an earlier answer is none to this question.
-          if (message.length === sent.length && message[0] !== sent[0]) return;
+          if (message.length >= 4 && message.readUInt32BE(0) < index) return;
           clearTimeout(timer);
           socket.off('message', onMessage);
           resolve(message);
