@@ -40,6 +40,8 @@ export class HeldSegment implements Piece {
   arrivedUs: Micros = 0;
   /** Is it in the comparer's queue? */
   queued = false;
+  /** The PVM had sent beyond its beginning before: it fills a gap, or is a retransmission. */
+  isRepeat = false;
 }
 
 /** Payload of an SVM segment that waits for the PVM's. */
@@ -67,6 +69,7 @@ export function recycleSegment(segment: HeldSegment): void {
   segment.frame = undefined;
   segment.fragments = undefined;
   segment.hasSack = false;
+  segment.isRepeat = false;
   segment.queued = false;
   if (freeSegments.length < FREE_MAX) freeSegments.push(segment);
 }

@@ -85,6 +85,8 @@ export class TcpFlow implements PrimaryFlowBase {
   progressUs: Micros = 0;
   resetSinceUs: Micros = NEVER;
 
+  /** Segments in `held` with `isRepeat`. */
+  #repeatsHeld = 0;
   readonly #context: PrimaryContext;
 
   constructor(context: PrimaryContext) {
@@ -143,9 +145,11 @@ export class TcpFlow implements PrimaryFlowBase {
     fragments: readonly PooledFrame[] | undefined,
   ): void {
     if ((info.tcpFlags & TCP_SYN) !== 0) this.#onPrimarySyn(info);
+    const isRepeat = this.primaryEndKnown && seqBefore(info.seq, this.primaryEnd);
     this.#noteNumbers(info);
     const segment = describeSegment(buffer, info, fragments, this.#context.nowUs);
     const payload = info.payloadBytes;
+    segment.isRepeat = isRepeat && payload > 0;
     if (this.#isRetransmission(segment, payload)) {
       this.#context.counts.retransmissions++;
       this.#release(segment);
@@ -153,6 +157,7 @@ export class TcpFlow implements PrimaryFlowBase {
     }
     this.held.push(segment);
     this.heldFrames++;
+    if (segment.isRepeat) this.#repeatsHeld++;
     if (!this.diverged) this.#offerPrimary(segment, payload);
     this.#pump();
     if (this.held.length > 0 && this.held[this.held.length - 1] === segment) this.#keep(segment);
@@ -185,6 +190,7 @@ export class TcpFlow implements PrimaryFlowBase {
   releaseAll(): void {
     const held = this.held.splice(0);
     this.heldFrames = 0;
+    this.#repeatsHeld = 0;
     for (const segment of held) this.#send(segment);
     this.comparer.reset();
     this.heldAck.sendWhole(this.#releasedEnd());
@@ -373,7 +379,7 @@ export class TcpFlow implements PrimaryFlowBase {
     if (frame === undefined) {
       // Beyond the hard limit: as if the network had lost it; the guest will send it again.
       this.held.pop();
-      this.heldFrames--;
+      this.#leaveQueue(segment);
       if (segment.queued) this.comparer.primary.remove(segment);
       return;
     }
@@ -499,11 +505,33 @@ export class TcpFlow implements PrimaryFlowBase {
     let released = 0;
     while (released < held.length && this.#mayGo(held[released]!)) {
       const segment = held[released++]!;
-      this.heldFrames--;
+      this.#leaveQueue(segment);
       this.#release(segment);
     }
     if (released === held.length) while (held.length > 0) held.pop();
     else if (released > 0) held.splice(0, released);
+    if (this.#repeatsHeld > 0 && held.length > 1) this.#pumpRepeats();
+  }
+
+  /**
+   * What fills a gap does not wait behind the segments after the gap: the SVM may be unable to go on to those before
+   * the client has it (its window waits for the client, who waits for the missing segment).
+   */
+  #pumpRepeats(): void {
+    const head = this.held[0]!;
+    for (let i = 1; i < this.held.length && this.#repeatsHeld > 0; i++) {
+      const segment = this.held[i]!;
+      if (!segment.isRepeat || !seqBefore(segment.seq, head.seq) || !this.#mayGo(segment)) continue;
+      this.held.splice(i--, 1);
+      this.#leaveQueue(segment);
+      this.#context.counts.retransmissions++;
+      this.#release(segment);
+    }
+  }
+
+  #leaveQueue(segment: HeldSegment): void {
+    this.heldFrames--;
+    if (segment.isRepeat) this.#repeatsHeld--;
   }
 
   #mayGo(segment: HeldSegment): boolean {

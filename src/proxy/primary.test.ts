@@ -236,6 +236,17 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.primary(data(0, 'abc')).map(payloadOf)).toEqual(['def', 'abc']);
   });
 
+  it('sends what fills a gap past the segments after the gap', () => {
+    const w = new World().protect();
+    w.open();
+    expect(w.primary(data(3, 'defghi'))).toHaveLength(0);
+    expect(w.primary(data(0, 'abc'))).toHaveLength(0);
+    // The SVM's window is full: it cannot produce more before the client has "abc".
+    expect(w.secondary(data(0, 'abcde')).map(payloadOf)).toEqual(['abc']);
+    expect(w.secondary(data(5, 'fghi')).map(payloadOf)).toEqual(['defghi']);
+    expect(w.engine.status(w.nowUs).held.frames).toBe(0);
+  });
+
   it('takes a FIN as a position in the stream', () => {
     const w = new World().protect();
     w.open();
