@@ -330,10 +330,28 @@ describe('failover, connections (G5)', () => {
 
   it('does not probe what is closed, half-open, or of which the SVM has sent nothing', () => {
     const w = new SecondaryWorld().protect().open();
-    w.svm(fromSvm(0, '', { flags: TCP_RST }));
+    w.client(fromClient({ flags: TCP_RST }));
     w.client(fromClient({ srcPort: 5, seq: 1, flags: TCP_SYN }));
     w.primarySyn(tcpFrame({ dstPort: 6, seq: 1, ack: 2, flags: TCP_SYN | TCP_ACK }));
     expect(w.failover().filter(isTcp)).toHaveLength(0);
+  });
+
+  it('probes a connection that only the guest has reset: its RST may have died with the primary', () => {
+    const w = new SecondaryWorld().protect().open();
+    w.svm(fromSvm(0, '', { flags: TCP_RST | TCP_ACK }));
+    expect(w.failover().filter(isTcp)).toHaveLength(1);
+  });
+
+  it('probes connections older than the last commit, in the clock of the PVM', () => {
+    const w = new SecondaryWorld().protect().open(true);
+    w.svm(fromSvm(0, 'x', withTs(SECONDARY_TSVAL + 10, 101)));
+    w.client(fromClient({ ack: primarySeq(1), ...withTs(103, PRIMARY_TSVAL + 5) }));
+    w.begin();
+    w.commit();
+    const [probe] = w.failover().filter(isTcp);
+    expect(numbers(probe!)).toEqual({ seq: primarySeq(0), ack: CLIENT_ISN + 1 });
+    const tsval = PRIMARY_TSVAL + 10 + TIMESTAMP_MARGIN;
+    expect(timestamps(probe!)).toEqual({ tsval, tsecr: 103 });
   });
 
   it('probes many connections in steps', () => {

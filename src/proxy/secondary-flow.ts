@@ -40,8 +40,16 @@ export class SecondaryDatagramFlow implements FlowEntry, RetentionOwner {
   slot = -1;
   retainedFirst: RetainedFrame | undefined = undefined;
   retainedLast: RetainedFrame | undefined = undefined;
+  /** Epoch of the state; an older one is brought up to date at the next touch. */
+  epoch = 0;
   /** Datagrams of the SVM in this epoch. */
   sent = 0;
+
+  /** A checkpoint was committed: the primary counts anew. */
+  adoptCheckpoint(epoch: number): void {
+    this.epoch = epoch;
+    this.sent = 0;
+  }
 }
 
 export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
@@ -49,6 +57,8 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   slot = -1;
   retainedFirst: RetainedFrame | undefined = undefined;
   retainedLast: RetainedFrame | undefined = undefined;
+  /** Epoch of the state; an older one is brought up to date at the next touch. */
+  epoch = 0;
   /** End of what was retained last; retransmissions before it are not kept again. */
   retainedEnd: Seq | undefined = undefined;
 
@@ -87,9 +97,11 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   guestMacLow = 0;
   clientMacHigh = 0;
   clientMacLow = 0;
-  hasGuestFin = false;
-  hasClientFin = false;
-  hasReset = false;
+  /** Sequence number after the FIN. */
+  guestFinEnd: Seq | undefined = undefined;
+  clientFinEnd: Seq | undefined = undefined;
+  hasGuestReset = false;
+  hasClientReset = false;
 
   /** Is the translation known? */
   get isLearned(): boolean {
@@ -101,9 +113,47 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     return this.seqDelta !== 0 || this.tsDelta !== 0;
   }
 
-  /** Both sides have finished, or one has reset the connection. */
+  /**
+   * Both sides have finished and know it of each other, or one has reset the connection. Until the last ACK is through, a
+   * forgotten translation would make both ends answer each other's segments for ever.
+   */
   get isClosed(): boolean {
-    return this.hasReset || (this.hasGuestFin && this.hasClientFin);
+    return this.hasGuestReset || this.isOverForClient;
+  }
+
+  /** The client knows the end: nothing has to be told to it after a failover. A RST of the guest may have been lost. */
+  get isOverForClient(): boolean {
+    if (this.hasClientReset) return true;
+    const { guestFinEnd, clientFinEnd, guestAck, clientAck } = this;
+    return (
+      guestFinEnd !== undefined &&
+      clientFinEnd !== undefined &&
+      clientAck !== undefined &&
+      guestAck !== undefined &&
+      seqBeforeOrEqual(guestFinEnd, clientAck) &&
+      seqBeforeOrEqual(clientFinEnd, guestAck)
+    );
+  }
+
+  /**
+   * A checkpoint was committed: the SVM's numbers are the PVM's. Where the connection stands for the client is kept, for
+   * the probe of a failover; what the SVM had sent in its old state is not.
+   */
+  adoptCheckpoint(epoch: number): void {
+    this.epoch = epoch;
+    if (this.isLearned) this.isOpen ||= this.clientAck !== undefined;
+    this.secondaryIsn = this.primaryIsn;
+    this.secondarySynTsval = this.primarySynTsval;
+    if (this.guestTsval !== undefined) this.guestTsval = seqAdd(this.guestTsval, this.tsDelta);
+    this.seqDelta = 0;
+    this.tsDelta = 0;
+    this.isUnlearnable = false;
+    this.retainedEnd = undefined;
+    this.guestEnd = undefined;
+    // Unless the client has acknowledged it, only the SVM's old state had sent a FIN.
+    const { guestFinEnd, clientAck } = this;
+    if (guestFinEnd === undefined || clientAck === undefined) this.guestFinEnd = undefined;
+    else if (seqBefore(clientAck, guestFinEnd)) this.guestFinEnd = undefined;
   }
 
   // ------------------------------------------------------------------ learning
@@ -192,9 +242,10 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     this.echoedTsval = undefined;
     this.tsJump = 0;
     this.jumpedAtTsval = undefined;
-    this.hasGuestFin = false;
-    this.hasClientFin = false;
-    this.hasReset = false;
+    this.guestFinEnd = undefined;
+    this.clientFinEnd = undefined;
+    this.hasGuestReset = false;
+    this.hasClientReset = false;
   }
 
   // ------------------------------------------------------------------ following
@@ -203,17 +254,18 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   followGuest(info: FrameInfo, options: TcpOptions): void {
     const { view, frameOffset, tcpFlags } = info;
     if ((tcpFlags & TCP_RST) !== 0) {
-      this.hasReset = true;
+      this.hasGuestReset = true;
       return;
     }
-    // A guest that has accepted a RST of the client sends no more on the connection.
-    this.hasReset = false;
+    // A guest that has sent a RST, or accepted one of the client, sends no more on the connection.
+    this.hasGuestReset = false;
+    this.hasClientReset = false;
     const hasFin = (tcpFlags & TCP_FIN) !== 0;
-    if (hasFin) this.hasGuestFin = true;
     const isSyn = (tcpFlags & TCP_SYN) !== 0;
     if (!isSyn) {
       const end = seqAdd(info.seq, info.payloadBytes + (hasFin ? 1 : 0));
       this.guestEnd = this.guestEnd === undefined ? end : seqMax(this.guestEnd, end);
+      if (hasFin) this.guestFinEnd = end;
     }
     if ((tcpFlags & TCP_ACK) !== 0) {
       this.guestAck = this.guestAck === undefined ? info.ack : seqMax(this.guestAck, info.ack);
@@ -232,10 +284,10 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   followClient(info: FrameInfo, options: TcpOptions): void {
     const { tcpFlags } = info;
     if ((tcpFlags & TCP_RST) !== 0) {
-      this.hasReset = true;
+      this.hasClientReset = true;
       return;
     }
-    if ((tcpFlags & TCP_FIN) !== 0) this.hasClientFin = true;
+    if ((tcpFlags & TCP_FIN) !== 0) this.clientFinEnd = seqAdd(info.seq, info.payloadBytes + 1);
     if ((tcpFlags & TCP_ACK) === 0) return;
     this.clientAck = this.clientAck === undefined ? info.ack : seqMax(this.clientAck, info.ack);
     if (!options.hasTimestamps) return;

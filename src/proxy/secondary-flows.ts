@@ -57,6 +57,8 @@ export class SecondaryFlows {
   /** The SVM's output goes to clients: SYNs are translated too, nothing is retained, new flows stay as they are. */
   failedOver = false;
 
+  /** Epoch of the last commit. */
+  #epoch = 0;
   readonly #table: FlowTable<SecondaryFlow>;
   readonly #retention: Retention;
   readonly #counters: Counters;
@@ -183,8 +185,8 @@ export class SecondaryFlows {
   }
 
   #onGuestQuote(info: FrameInfo): void {
-    const flow = this.#table.find(this.#quote, false);
-    if (flow?.kind !== 'tcp' || !flow.isLearned || flow.seqDelta === 0) return;
+    const flow = this.#findTcp(this.#quote, false);
+    if (flow === undefined || !flow.isLearned || flow.seqDelta === 0) return;
     adjustQuoteForClient(info, this.#quote, flow.seqDelta);
     this.counts.quotesAdjusted++;
   }
@@ -203,9 +205,11 @@ export class SecondaryFlows {
         return;
       }
       flow = new SecondaryDatagramFlow();
+      flow.epoch = this.#epoch;
       this.#table.insert(info, true, flow, this.nowUs, FLOW_DATAGRAM);
     } else this.#table.touch(flow, this.nowUs);
     if (flow.kind !== 'datagram') return;
+    this.#bringUpToDate(flow);
     flow.sent++;
     if (info.isFragment) this.#retain('datagram', info, undefined, 0);
     else this.#retain('datagram', info, flow, flow.sent);
@@ -278,8 +282,8 @@ export class SecondaryFlows {
   }
 
   #onClientQuote(info: FrameInfo): void {
-    const flow = this.#table.find(this.#quote, true);
-    if (flow?.kind !== 'tcp' || !flow.isLearned || flow.seqDelta === 0) return;
+    const flow = this.#findTcp(this.#quote, true);
+    if (flow === undefined || !flow.isLearned || flow.seqDelta === 0) return;
     adjustQuoteForGuest(info, this.#quote, flow.seqDelta);
     this.counts.quotesAdjusted++;
   }
@@ -304,12 +308,18 @@ export class SecondaryFlows {
   /** What the primary has released. */
   onProgress(entry: ProgressEntry): void {
     const flow = this.#table.findKey(entry);
+    // What is retained is of this epoch, so the flow is up to date.
     if (flow?.retainedFirst === undefined) return;
     if (flow.kind === 'tcp') this.#retention.confirmSegments(flow, entry.position);
     else this.#retention.confirmDatagrams(flow, entry.position);
   }
 
-  /** After a commit nothing differs: all is forgotten. Precondition: nothing is retained. */
+  /** A checkpoint was committed: from now on nothing differs in the flows that there are. Precondition: nothing is retained. */
+  adoptCheckpoint(epoch: number): void {
+    this.#epoch = epoch;
+  }
+
+  /** Another sync begins, perhaps with another primary. Precondition: nothing is retained. */
   clear(): void {
     this.#table.clear();
   }
@@ -336,8 +346,11 @@ export class SecondaryFlows {
   }
 
   /** All flows, for the probes. */
-  values(): IterableIterator<SecondaryFlow> {
-    return this.#table.values();
+  *values(): IterableIterator<SecondaryFlow> {
+    for (const flow of this.#table.values()) {
+      this.#bringUpToDate(flow);
+      yield flow;
+    }
   }
 
   /** The key of a flow in the table. */
@@ -364,7 +377,7 @@ export class SecondaryFlows {
 
   list(countMax: number): FlowStatus[] {
     const list: FlowStatus[] = [];
-    for (const flow of this.#table.values()) {
+    for (const flow of this.values()) {
       if (list.length >= countMax) break;
       let heldFrames = 0;
       let heldBytes = 0;
@@ -394,7 +407,13 @@ export class SecondaryFlows {
   #findTcp(info: FrameInfo, guestIsSource: boolean): SecondaryTcpFlow | undefined {
     const flow = this.#table.find(info, guestIsSource);
     if (flow?.kind !== 'tcp') return undefined;
+    this.#bringUpToDate(flow);
     return flow;
+  }
+
+  /** A commit concerns every flow; each learns of it when it is touched. */
+  #bringUpToDate(flow: SecondaryFlow): void {
+    if (flow.epoch !== this.#epoch) flow.adoptCheckpoint(this.#epoch);
   }
 
   #insertTcp(
@@ -405,6 +424,7 @@ export class SecondaryFlows {
     const flowClass = isSyn ? FLOW_HALF_OPEN : FLOW_ESTABLISHED;
     if (!this.#makeRoom(flowClass)) return undefined;
     const flow = new SecondaryTcpFlow();
+    flow.epoch = this.#epoch;
     flow.isOpen = !isSyn;
     this.#table.insert(info, guestIsSource, flow, this.nowUs, flowClass);
     return flow;
@@ -429,6 +449,7 @@ export class SecondaryFlows {
 
   /** May the flow be forgotten although it is in use? */
   #canEvict(flow: SecondaryFlow): boolean {
+    this.#bringUpToDate(flow);
     if (flow.kind === 'datagram' || !flow.isOpen || flow.isClosed) return true;
     return !flow.isTranslated && flow.retainedFirst === undefined;
   }

@@ -3,8 +3,9 @@
  *
  * 1. announcements of the guest's addresses, so that switches bring the clients' frames here; repeated, as they may be lost;
  * 2. the SVM's output that the primary had not confirmed: nobody waits for a retransmission timer;
- * 3. for each open TCP connection one pure ACK just before the client's window, which the client must answer with what it
- *    has received (RFC 9293 §3.10.7.4): an acknowledgement that was lost with the primary is not missed.
+ * 3. for each TCP connection that is open for the client one pure ACK just before its window, which the client must answer
+ *    with what it has received (RFC 9293 §3.10.7.4): an acknowledgement that was lost with the primary is not missed, and
+ *    where the guest has reset the connection but the RST was lost, the answer makes the guest reset it again.
  *
  * @module
  */
@@ -123,7 +124,7 @@ export class Takeover {
   }
 
   #probeFlow(flow: SecondaryTcpFlow): void {
-    if (!flow.isOpen || flow.isClosed || flow.isNew || flow.guestAck === undefined) return;
+    if (!flow.isOpen || flow.isOverForClient || flow.isNew || flow.guestAck === undefined) return;
     const next = flow.clientAck ?? flow.guestEnd;
     if (next === undefined) return;
     const { pool, flows, sendToNet, counters } = this.#init;

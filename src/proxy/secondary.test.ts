@@ -399,6 +399,31 @@ describe('SecondaryEngine, translation', () => {
 });
 
 describe('SecondaryEngine, checkpoint edges', () => {
+  it('counts retransmissions of the new state as new output', () => {
+    const w = new SecondaryWorld().protect().open();
+    w.svm(fromSvm(0, 'the SVM was ahead'));
+    w.begin();
+    w.commit();
+    // The PVM had sent less by then: the same bytes come again, and are kept again.
+    w.svm(tcpFrame({ seq: primarySeq(0), ack: CLIENT_ISN + 1, payload: 'the SVM' }));
+    expect(w.engine.status(w.nowUs).held.frames).toBe(1);
+  });
+
+  it('takes up a handshake that a checkpoint has cut in two', () => {
+    const w = new SecondaryWorld().protect();
+    const synAck = { ack: CLIENT_ISN + 1, flags: TCP_SYN | TCP_ACK };
+    w.client(fromClient({ seq: CLIENT_ISN, flags: TCP_SYN }));
+    w.primarySyn(tcpFrame({ ...synAck, seq: PRIMARY_ISN }));
+    w.svm(tcpFrame({ ...synAck, seq: SECONDARY_ISN }));
+    w.begin();
+    w.commit();
+    // The SVM sends the SYN-ACK of the PVM again, then the client completes the handshake.
+    expect(numbers(w.svm(tcpFrame({ ...synAck, seq: PRIMARY_ISN }))[0]!).seq).toBe(PRIMARY_ISN);
+    expect(numbers(w.client(fromClient({ ack: primarySeq(0) }))[0]!).ack).toBe(primarySeq(0));
+    const [data] = w.svm(tcpFrame({ seq: primarySeq(0), payload: 'x' }));
+    expect(numbers(data!).seq).toBe(primarySeq(0));
+  });
+
   it('forgets all deltas at the commit', () => {
     const w = new SecondaryWorld().protect().open();
     w.begin();
@@ -501,9 +526,11 @@ describe('SecondaryEngine, limits', () => {
     expect(asked).toMatchObject([{ cause: 'limit' }]);
     // The first two are still translated.
     expect(numbers(w.svm(fromSvm(0, 'x', { dstPort: 1 }))[0]!).seq).toBe(primarySeq(0));
+    // After the commit nothing is translated, so there is room again.
     w.begin();
     w.commit();
-    expect(w.engine.status(w.nowUs).flows).toBe(0);
+    w.svm(tcpFrame({ dstPort: 9, seq: 1 }));
+    expect([w.counter('flowsEvicted'), w.engine.status(w.nowUs).flows]).toEqual([1, 2]);
   });
 
   it('forgets flows without a difference first', () => {
@@ -541,6 +568,15 @@ describe('SecondaryEngine, limits', () => {
     expect(w.engine.flows(10)).toMatchObject([{ tcpState: 'closed' }]);
     w.pass(121_000_000);
     expect(w.engine.status(w.nowUs).flows).toBe(0);
+  });
+
+  it('keeps a connection whose last ACK is not through: its ends still answer each other', () => {
+    const w = new SecondaryWorld().protect().open();
+    w.svm(fromSvm(0, '', { flags: TCP_FIN | TCP_ACK }));
+    w.client(fromClient({ ack: primarySeq(1), flags: TCP_FIN | TCP_ACK }));
+    w.pass(121_000_000);
+    const [ack] = w.svm(fromSvm(1, '', { ack: CLIENT_ISN + 2 }));
+    expect(numbers(ack!).seq).toBe(primarySeq(1));
   });
 
   it('survives any bytes from all sides', () => {

@@ -466,7 +466,7 @@ export class SecondaryEngine implements Engine {
     this.#hasRequested = false;
     this.#ready = true;
     this.#retention.clear();
-    this.#flows.clear();
+    this.#flows.adoptCheckpoint(epoch);
     if (this.#peerUp) this.#setState('protected', 'checkpoint committed');
     this.#event('checkpoint-committed', `epoch ${epoch}`, { epoch });
     this.#takeUpKept();
