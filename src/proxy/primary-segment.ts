@@ -9,10 +9,11 @@ import type { Micros } from '../base/time.ts';
 import type { Piece } from '../compare/stream.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import { dissect, FRAME_OK, type FrameInfo } from '../wire/frame.ts';
-import { type Seq, seqAdd } from '../wire/seq.ts';
+import { type Seq, seqAdd, seqDistance } from '../wire/seq.ts';
 import { TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, TcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
+import type { PrimaryContext, PrimaryFlow } from './primary-context.ts';
 
 const EMPTY_BYTES = new Uint8Array(0);
 const EMPTY_BUFFER: FrameBuffer = { bytes: EMPTY_BYTES, view: new DataView(EMPTY_BYTES.buffer) };
@@ -120,6 +121,32 @@ export function describeSegment(
     segment.hasSack = scratch.sackCount > 0;
   }
   return segment;
+}
+
+/**
+ * Copies a segment that must wait out of the batch's memory; of a reassembled one only the payload, beside its fragments. False:
+ * beyond the hard limit.
+ */
+export function keepSegment(
+  context: PrimaryContext,
+  flow: PrimaryFlow,
+  segment: HeldSegment,
+): boolean {
+  if (segment.frame !== undefined) return true;
+  if (segment.fragments !== undefined) {
+    const payloadEnd = segment.offset + seqDistance(segment.seq, segment.end);
+    segment.bytes = segment.bytes.slice(segment.offset, payloadEnd);
+    segment.offset = 0;
+    return true;
+  }
+  const frame = context.hold(flow, segment.buffer, segment.frameOffset, segment.frameBytes);
+  if (frame === undefined) return false;
+  segment.offset = frame.offset + (segment.offset - segment.frameOffset);
+  segment.bytes = frame.buffer.bytes;
+  segment.buffer = frame.buffer;
+  segment.frameOffset = frame.offset;
+  segment.frame = frame;
+  return true;
 }
 
 /** Sequence space that a segment takes: payload, SYN, FIN (RFC 9293 §3.4). */

@@ -32,6 +32,7 @@ import {
   describePiece,
   describeSegment,
   type HeldSegment,
+  keepSegment,
   lookAt,
   recyclePiece,
   recycleSegment,
@@ -160,7 +161,9 @@ export class TcpFlow implements PrimaryFlowBase {
     if (segment.isRepeat) this.#repeatsHeld++;
     if (!this.diverged) this.#offerPrimary(segment, payload);
     this.#pump();
-    if (this.held.length > 0 && this.held[this.held.length - 1] === segment) this.#keep(segment);
+    if (this.held.length > 0 && this.held[this.held.length - 1] === segment) {
+      if (!keepSegment(this.#context, this, segment)) this.#lose(segment);
+    }
     this.#armIfWaiting();
   }
 
@@ -368,37 +371,6 @@ export class TcpFlow implements PrimaryFlowBase {
     this.#context.counters.add('pickedUp');
   }
 
-  /** Copies a segment that must wait out of the batch's memory. */
-  #keep(segment: HeldSegment): void {
-    if (segment.frame !== undefined) return;
-    if (segment.fragments !== undefined) {
-      this.#keepReassembled(segment);
-      return;
-    }
-    const frame = this.#context.hold(this, segment.buffer, segment.frameOffset, segment.frameBytes);
-    if (frame === undefined) {
-      // Beyond the hard limit: as if the network had lost it; the guest will send it again.
-      this.held.pop();
-      this.#leaveQueue(segment);
-      if (segment.queued) this.comparer.primary.remove(segment);
-      return;
-    }
-    segment.offset = frame.offset + (segment.offset - segment.frameOffset);
-    segment.bytes = frame.buffer.bytes;
-    segment.buffer = frame.buffer;
-    segment.frameOffset = frame.offset;
-    segment.frame = frame;
-  }
-
-  /** Of a reassembled segment only the payload is kept beside the fragments, for comparing. */
-  #keepReassembled(segment: HeldSegment): void {
-    segment.bytes = segment.bytes.slice(
-      segment.offset,
-      segment.offset + seqDistance(segment.seq, segment.end),
-    );
-    segment.offset = 0;
-  }
-
   // ------------------------------------------------------------------ details: SVM segments
 
   #onSecondaryAck(info: FrameInfo): void {
@@ -527,6 +499,13 @@ export class TcpFlow implements PrimaryFlowBase {
       this.#context.counts.retransmissions++;
       this.#release(segment);
     }
+  }
+
+  /** Beyond the hard limit: as if the network had lost it; the guest will send it again. */
+  #lose(segment: HeldSegment): void {
+    this.held.pop();
+    this.#leaveQueue(segment);
+    if (segment.queued) this.comparer.primary.remove(segment);
   }
 
   #leaveQueue(segment: HeldSegment): void {
