@@ -45,7 +45,7 @@ export interface QmpVmOptions {
 }
 
 /** Refusals in a row until QEMU counts as dead: a supervisor may put a relay of its own between. */
-const REFUSALS_OF_THE_DEAD = 3;
+const REFUSALS_OF_THE_DEAD = 2;
 
 export type QmpState = 'disconnected' | 'idle' | 'running' | 'requested' | 'stopped' | 'resumed';
 

@@ -3,37 +3,18 @@
  * firmware, checkpoint each other's state over a Unix socket. The node is one that writes down what it is told; the
  * peer link is the test.
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { CommandResult } from '../../src/env/engine.ts';
 import type { ProxyEvent } from '../../src/env/messages.ts';
 import { QmpVmDriver } from '../../src/vm/qmp.ts';
-import { QmpClient } from '../../src/vm/qmp-client.ts';
+import { buildShim, PairedQemu, startColo, whyNoPair } from '../support/qemu-pair.ts';
 import { RecordingNode } from '../support/recording-node.ts';
-
-const QEMU = 'qemu-system-x86_64';
-const SHIM = fileURLToPath(new URL('../support/qemu-bql-shim.c', import.meta.url));
-
-/** Why these tests cannot run here; empty when they can. */
-function whyNoPair(): string {
-  try {
-    const version = execFileSync(QEMU, ['--version'], { encoding: 'utf8' });
-    if (!version.includes('version 7.2.')) return 'needs QEMU 7.2, the last whose COLO starts';
-    execFileSync('gcc', ['--version'], { stdio: 'ignore' });
-    return '';
-  } catch {
-    return `needs ${QEMU} and gcc`;
-  }
-}
 
 const reason = whyNoPair();
 const title = reason === '' ? 'a real COLO pair' : `a real COLO pair (SKIPPED: ${reason})`;
-
-type Name = 'P' | 'S';
 
 let directory = '';
 let shim = '';
@@ -47,69 +28,33 @@ async function until(what: string, condition: () => boolean, timeoutMs = 20_000)
   }
 }
 
-/** One QEMU with two monitors, one for the driver and one for the test, and the driver of its node. */
+/** One QEMU and the driver of its node. */
 class Half {
-  readonly name: Name;
   readonly node = new RecordingNode();
+  readonly qemu: PairedQemu;
   readonly driver: QmpVmDriver;
-  readonly monitor: QmpClient;
-  readonly process: ChildProcess;
 
-  constructor(name: Name) {
-    this.name = name;
-    // A size that is no multiple of 256 KiB: QEMU 7.2 under TCG otherwise forgets dirty pages.
-    const words = ['-name', name, '-accel', 'tcg,thread=single', '-machine', 'pc', '-m', '131080k'];
-    words.push('-nodefaults', '-no-user-config', '-display', 'none', '-nic', 'none');
-    for (const monitor of ['driver', 'test']) {
-      words.push('-qmp', `unix:${this.#path(monitor)},server=on,wait=off`);
-    }
-    if (name === 'S') words.push('-incoming', 'defer');
-    this.process = spawn(QEMU, words, {
-      stdio: ['ignore', 'ignore', 'inherit'],
-      env: { ...process.env, LD_PRELOAD: shim },
-    });
-    cleanUps.push(() => this.kill());
+  constructor(name: 'P' | 'S') {
+    this.qemu = new PairedQemu({ name, directory, shim });
+    cleanUps.push(() => this.qemu.close());
     this.driver = new QmpVmDriver({
-      endpoint: { kind: 'unix', path: this.#path('driver') },
+      endpoint: { kind: 'unix', path: join(directory, `${name}.driver`) },
       role: name === 'P' ? 'primary' : 'secondary',
     });
     cleanUps.push(() => this.driver.close());
-    this.monitor = new QmpClient({
-      endpoint: { kind: 'unix', path: this.#path('test') },
-      handlers: { onUp: () => undefined, onDown: () => undefined, onEvent: () => undefined },
-    });
-    cleanUps.push(() => this.monitor.close());
   }
 
   async start(): Promise<void> {
     await this.driver.start(this.node);
-    this.monitor.start();
-    await until('monitors', () => this.monitor.up && this.state === 'idle');
+    await until('monitors', () => this.qemu.up && this.state === 'idle');
   }
 
   get state(): unknown {
     return this.driver.status()['state'];
   }
 
-  event(kind: ProxyEvent['kind'], fields?: ProxyEvent['fields']): void {
-    this.driver.onEvent({ atUs: 0, kind, text: kind, ...(fields === undefined ? {} : { fields }) });
-  }
-
-  async execute(command: string, args?: Record<string, unknown>): Promise<unknown> {
-    const result = await this.monitor.execute(command, args, 10_000_000);
-    if (!result.ok) throw new Error(`${command}: ${result.text}`);
-    return result.value;
-  }
-
-  async kill(): Promise<void> {
-    if (this.process.exitCode !== null || this.process.signalCode !== null) return;
-    const gone = new Promise((resolve) => this.process.once('exit', resolve));
-    this.process.kill('SIGKILL');
-    await gone;
-  }
-
-  #path(monitor: string): string {
-    return join(directory, `${this.name}.${monitor}`);
+  event(kind: ProxyEvent['kind']): void {
+    this.driver.onEvent({ atUs: 0, kind, text: kind });
   }
 }
 
@@ -124,17 +69,8 @@ async function startPair(): Promise<{ p: Half; s: Half }> {
     return { ok: true };
   };
   Object.defineProperty(p.node.answers, 'begin', { get: () => answer('checkpoint-begun') });
-  const capabilities = ['x-colo', 'events'].map((capability) => ({ capability, state: true }));
-  const uri = `unix:${join(directory, 'migration')}`;
-  await s.execute('migrate-set-capabilities', { capabilities });
-  await s.execute('migrate-incoming', { uri });
-  await p.execute('migrate-set-capabilities', { capabilities });
-  await p.execute('migrate-set-parameters', {
-    'x-checkpoint-delay': 60_000,
-    'max-bandwidth': 2 ** 32,
-  });
   for (const half of [p, s]) half.event('peer-up');
-  await p.execute('migrate', { uri });
+  await startColo(p.qemu, s.qemu, directory);
   await until('COLO', () => p.node.commands.length === 2 && s.state === 'running');
   expect(p.node.commands).toEqual(['begin', 'commit']);
   p.node.commands.length = 0;
@@ -151,8 +87,7 @@ async function checkpoint(p: Half): Promise<void> {
 describe.skipIf(reason !== '')(title, () => {
   beforeEach(() => {
     directory = mkdtempSync(join(tmpdir(), 'colo-pair-'));
-    shim = join(directory, 'shim.so');
-    execFileSync('gcc', ['-O2', '-shared', '-fPIC', '-o', shim, SHIM, '-ldl']);
+    shim = buildShim(directory);
   });
 
   afterEach(async () => {
@@ -175,14 +110,17 @@ describe.skipIf(reason !== '')(title, () => {
 
     s.node.commands.length = 0;
     s.event('peer-down');
-    await p.kill();
+    await p.qemu.kill();
     await until('COLO_EXIT', () => s.state === 'idle');
     expect(s.node.reports).toContain('QEMU has left COLO: mode secondary, reason error');
     s.event('failover');
     await until('RESUME', () => s.driver.status()['stopped'] === false);
     await new Promise((resolve) => setTimeout(resolve, 200));
-    expect(await s.execute('query-status')).toMatchObject({ running: true });
-    expect(await s.execute('query-colo-status')).toMatchObject({ mode: 'none', reason: 'request' });
+    expect(await s.qemu.execute('query-status')).toMatchObject({ running: true });
+    expect(await s.qemu.execute('query-colo-status')).toMatchObject({
+      mode: 'none',
+      reason: 'request',
+    });
     // Its own doing is no decision of somebody else.
     expect(s.node.commands).toEqual([]);
   });
@@ -201,8 +139,8 @@ describe.skipIf(reason !== '')(title, () => {
 
   test('does not take a pause by an operator for a checkpoint', async () => {
     const { p } = await startPair();
-    await p.execute('stop');
-    await p.execute('cont');
+    await p.qemu.execute('stop');
+    await p.qemu.execute('cont');
     await until('told', () => p.node.commands.length === 2);
     expect(p.node.commands).toEqual([
       'begin',
@@ -215,7 +153,7 @@ describe.skipIf(reason !== '')(title, () => {
 
   test('lets the primary go on when the secondary is killed', async () => {
     const { p, s } = await startPair();
-    await s.kill();
+    await s.qemu.kill();
     p.driver.requestCheckpoint();
     await until('COLO_EXIT', () => p.state === 'idle', 30_000);
     expect(p.node.commands.at(-1)).toMatch(
@@ -225,15 +163,15 @@ describe.skipIf(reason !== '')(title, () => {
       p.node.reports.some((text) => text.includes('x-colo-lost-heartbeat')),
     );
     await new Promise((resolve) => setTimeout(resolve, 200));
-    expect(await p.execute('query-status')).toMatchObject({ running: true });
-    expect(await p.execute('query-colo-status')).toMatchObject({ mode: 'none' });
+    expect(await p.qemu.execute('query-status')).toMatchObject({ running: true });
+    expect(await p.qemu.execute('query-colo-status')).toMatchObject({ mode: 'none' });
   });
 
   test('takes over when somebody tells the secondary QEMU so', async () => {
     const { p, s } = await startPair();
-    await p.kill();
+    await p.qemu.kill();
     await until('COLO_EXIT', () => s.state === 'idle');
-    await s.execute('x-colo-lost-heartbeat');
+    await s.qemu.execute('x-colo-lost-heartbeat');
     await until('failover', () => s.node.commands.length === 1);
     expect(s.node.commands).toEqual(['failover']);
   });
