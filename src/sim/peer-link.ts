@@ -6,6 +6,7 @@
  */
 import type { Prng } from '../base/prng.ts';
 import { type Micros, NEVER } from '../base/time.ts';
+import type { Role } from '../env/messages.ts';
 import { VNET_HDR_BYTES } from '../limits.ts';
 import { LinkCounters } from '../link/counters.ts';
 import { SendBufferPool } from '../link/send-queue.ts';
@@ -53,6 +54,8 @@ export class PeerLink {
   readonly #counters = new LinkCounters();
   readonly #pool = new SendBufferPool();
   #connections: Connection[] = [];
+  /** The ends at each node. */
+  readonly #ends: Record<Role, End[]> = { primary: [], secondary: [] };
   /** Nothing arrives in this direction until then; NEVER = until healed. */
   readonly #stalledUntilUs: Record<Direction, Micros> = { 'to-primary': 0, 'to-secondary': 0 };
   #instance = 0;
@@ -96,18 +99,16 @@ export class PeerLink {
       sendMessage: (message) => this.#live.get(node)?.sendMessage(message),
       flush: () => this.#live.get(node)?.flush(),
       onTick: (nowUs) => {
-        for (const end of this.#endsOf(node)) end.session.onTick(nowUs);
+        for (const end of [...this.#ends[node.role]]) end.session.onTick(nowUs);
       },
       nextDeadlineUs: () => {
         let next: Micros = NEVER;
-        for (const end of this.#endsOf(node)) next = Math.min(next, end.session.nextDeadlineUs());
+        for (const end of this.#ends[node.role]) {
+          next = Math.min(next, end.session.nextDeadlineUs());
+        }
         return next;
       },
     };
-  }
-
-  #endsOf(node: ProxyNode): End[] {
-    return this.#connections.flatMap((item) => item.ends.filter((end) => end.node === node));
   }
 
   /** The secondary tries to connect, now and whenever it has lost the link. */
@@ -121,7 +122,7 @@ export class PeerLink {
     this.#queue.after(delayUs, 'link-connect', () => {
       this.#isConnecting = false;
       const { isAlive, isHung } = this.#secondary;
-      const hasSession = this.#endsOf(this.#secondary).some((end) => !end.session.hasEnded);
+      const hasSession = this.#ends.secondary.some((end) => !end.session.hasEnded);
       if (!isAlive || hasSession || !this.#primary.isAlive) return;
       const isReachable = this.#primary.isAlive && this.isAllowed && !this.#isStalled();
       if (isHung || this.#primary.isHung || !isReachable)
@@ -146,6 +147,8 @@ export class PeerLink {
     const secondaryEnd = this.#makeEnd(this.#secondary, 'connect', () => connection as Connection);
     connection.ends = [primaryEnd, secondaryEnd];
     this.#connections.push(connection as Connection);
+    this.#ends.primary.push(primaryEnd);
+    this.#ends.secondary.push(secondaryEnd);
     this.brokenSinceUs = NEVER;
     primaryEnd.session.onOpen(this.#primary.nowUs);
     secondaryEnd.session.onOpen(this.#secondary.nowUs);
@@ -238,6 +241,9 @@ export class PeerLink {
   #forget(connection: Connection): void {
     if (connection.ends.every((end) => end.session.hasEnded || !end.node.isAlive)) {
       this.#connections = this.#connections.filter((item) => item !== connection);
+      const isOther = (end: End): boolean => !connection.ends.includes(end);
+      this.#ends.primary = this.#ends.primary.filter(isOther);
+      this.#ends.secondary = this.#ends.secondary.filter(isOther);
     }
   }
 

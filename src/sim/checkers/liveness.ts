@@ -138,13 +138,6 @@ export class LivenessChecker implements Checker {
     const latestUs = nowUs - boundUs - SLACK_US;
     // A checkpoint may have taken up what waited; then the bound counts anew from its end.
     if (Math.max(this.#freeSinceUs, disturbedUs) > latestUs) return;
-    const { dropped } = primary.engine.status(primary.nowUs);
-    if (
-      Object.keys(dropped).some(
-        (reason) => reason.endsWith('-limit') || reason.startsWith('guest-'),
-      )
-    )
-      return;
     for (const [key, flow] of this.#flows) {
       if (flow.sinceUs >= 0 && flow.sinceUs < latestUs) {
         this.#fail(key, 'output', flow.sinceUs);
@@ -158,7 +151,11 @@ export class LivenessChecker implements Checker {
   }
 
   #fail(key: string, what: string, sinceUs: Micros): void {
-    const ms = Math.round((this.#witness.nowUs - sinceUs) / 1000);
+    const { primary, nowUs } = this.#witness;
+    // Output that a limit has refused, counted, is not held.
+    const reasons = Object.keys(primary.engine.status(primary.nowUs).dropped);
+    if (reasons.some((reason) => reason.endsWith('-limit') || reason.startsWith('guest-'))) return;
+    const ms = Math.round((nowUs - sinceUs) / 1000);
     this.#witness.broken(
       'G6',
       `${what} of ${key} is held for ${ms} ms and no checkpoint is requested`,

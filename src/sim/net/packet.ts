@@ -50,7 +50,7 @@ export interface IpPacket {
   readonly id: number;
   readonly fragmentOffset: number;
   readonly moreFragments: boolean;
-  /** What IP carries, a copy. */
+  /** What IP carries; part of the frame, not to be changed. */
   readonly payload: Uint8Array;
   /** The virtio-net header asks for a checksum to be completed. */
   readonly partialChecksum: boolean;
@@ -79,11 +79,25 @@ export function readHex(bytes: Uint8Array, offset: number, count: number): strin
   return text;
 }
 
+/** Addresses are few and come again and again. */
+const hexCache = new Map<string, Uint8Array>();
+
+function bytesOfHex(text: string): Uint8Array {
+  let bytes = hexCache.get(text);
+  if (bytes === undefined) {
+    bytes = new Uint8Array(text.length / 2);
+    for (let i = 0; i < bytes.length; i++) {
+      bytes[i] = Number.parseInt(text.slice(i * 2, i * 2 + 2), 16);
+    }
+    if (hexCache.size > 1_000) hexCache.clear();
+    hexCache.set(text, bytes);
+  }
+  return bytes;
+}
+
 /** Writes hexadecimal digits as bytes. */
 export function writeHex(bytes: Uint8Array, offset: number, text: string): void {
-  for (let i = 0; i < text.length / 2; i++) {
-    bytes[offset + i] = Number.parseInt(text.slice(i * 2, i * 2 + 2), 16);
-  }
+  bytes.set(bytesOfHex(text), offset);
 }
 
 export function readU16(bytes: Uint8Array, offset: number): number {
@@ -107,19 +121,18 @@ export function writeU32(bytes: Uint8Array, offset: number, value: number): void
 /** RFC 1071: ones' complement sum of 16-bit words, not complemented. */
 export function sumWords(bytes: Uint8Array, offset: number, count: number, start: number): number {
   let sum = start;
-  for (let i = 0; i + 1 < count; i += 2) sum += (bytes[offset + i]! << 8) | bytes[offset + i + 1]!;
-  if (count % 2 === 1) sum += bytes[offset + count - 1]! << 8;
+  const even = offset + (count & ~1);
+  for (let i = offset; i < even; i += 2) sum += (bytes[i]! << 8) | bytes[i + 1]!;
+  if ((count & 1) === 1) sum += bytes[even]! << 8;
   while (sum > 0xffff) sum = (sum & 0xffff) + Math.floor(sum / 0x1_0000);
   return sum;
 }
 
 /** The sum over the pseudo header (RFC 9293 §3.1, RFC 8200 §8.1). */
 export function pseudoSum(src: string, dst: string, protocol: number, count: number): number {
-  const bytes = new Uint8Array(src.length + 8);
-  writeHex(bytes, 0, src + dst);
-  writeU32(bytes, src.length, count);
-  bytes[src.length + 7] = protocol;
-  return sumWords(bytes, 0, bytes.length, 0);
+  const from = bytesOfHex(src);
+  const sum = sumWords(from, 0, from.length, protocol + (count >>> 16) + (count & 0xffff));
+  return sumWords(bytesOfHex(dst), 0, from.length, sum);
 }
 
 /** Offset of the transport checksum in the payload; -1 when the protocol has none that covers addresses. */
@@ -180,8 +193,22 @@ export function parseArp(frame: SimFrame): ArpPacket | undefined {
   };
 }
 
-/** The IP packet in a frame; undefined when there is none or its lengths are impossible. */
+let parsedFrame: SimFrame | undefined;
+let parsedPacket: IpPacket | undefined;
+
+/**
+ * The IP packet in a frame; undefined when there is none or its lengths are impossible. Frames do not change once they are
+ * sent, so the last one need not be read again for each who looks at it.
+ */
 export function parseIp(frame: SimFrame): IpPacket | undefined {
+  if (frame !== parsedFrame) {
+    parsedPacket = parseFresh(frame);
+    parsedFrame = frame;
+  }
+  return parsedPacket;
+}
+
+function parseFresh(frame: SimFrame): IpPacket | undefined {
   const at = readHead(frame);
   if (at === undefined) return undefined;
   const partialChecksum = (frame[0]! & VNET_NEEDS_CSUM) !== 0;
@@ -210,7 +237,7 @@ function parseIpv4(
     id: readU16(frame, l3 + 4),
     fragmentOffset: (fragment & 0x1fff) * 8,
     moreFragments: (fragment & 0x2000) !== 0,
-    payload: frame.slice(l3 + headerBytes, l3 + total),
+    payload: frame.subarray(l3 + headerBytes, l3 + total),
     partialChecksum,
     headerChecksumOk: sumWords(frame, l3, headerBytes, 0) === 0xffff,
   };
@@ -245,7 +272,7 @@ function parseIpv6(
     id,
     fragmentOffset: fragmentField & 0xfff8,
     moreFragments: (fragmentField & 1) !== 0,
-    payload: frame.slice(offset, end),
+    payload: frame.subarray(offset, end),
     partialChecksum,
     headerChecksumOk: true,
   };

@@ -79,8 +79,8 @@ export class Path {
       atUs = Math.max(atUs, this.#lastUs);
       this.#lastUs = atUs;
     }
-    const frame = original.slice();
-    if (corrupt > 0 && this.#prng.chance(corrupt)) this.#corrupt(frame);
+    const isDamaged = corrupt > 0 && this.#prng.chance(corrupt);
+    const frame = isDamaged ? this.#corrupted(original) : original;
     const event = this.#queue.at(atUs, this.name, () => {
       this.#underWay.delete(event);
       if (!this.isCut) this.#deliver(frame);
@@ -98,13 +98,15 @@ export class Path {
   }
 
   /** Ethernet has a check sequence of its own, and ARP nothing else: damage that gets through is in IP packets. */
-  #corrupt(frame: SimFrame): void {
-    const etherType = parseHead(frame)?.etherType;
-    if (etherType !== ETHER_IPV4 && etherType !== ETHER_IPV6) return;
+  #corrupted(original: SimFrame): SimFrame {
+    const etherType = parseHead(original)?.etherType;
+    const frame = original.slice();
+    if (etherType !== ETHER_IPV4 && etherType !== ETHER_IPV6) return frame;
     const start = VNET_HDR_BYTES + 14;
     const count = Math.min(frame.length - start, CORRUPTED_BYTES);
-    if (count <= 0) return;
+    if (count <= 0) return frame;
     const at = start + this.#prng.nextBelow(count);
     frame[at]! ^= 1 << this.#prng.nextBelow(8);
+    return frame;
   }
 }

@@ -76,7 +76,7 @@ export function parseSegment(bytes: Uint8Array): TcpSegment | undefined {
   segment.flags = bytes[13]!;
   segment.window = readU16(bytes, 14);
   segment.urgentPointer = readU16(bytes, 18);
-  segment.payload = bytes.slice(headerBytes);
+  segment.payload = bytes.subarray(headerBytes);
   parseOptions(bytes, headerBytes, segment);
   return segment;
 }
