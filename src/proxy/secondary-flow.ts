@@ -34,6 +34,9 @@ import type { RetainedFrame, RetentionOwner } from './retention.ts';
  */
 export const TIMESTAMP_MARGIN = 16_384;
 
+/** No guest can be further ahead of the other than the largest window (RFC 7323 §2.3). */
+const PROBE_ACK_BACK = 2 ** 30;
+
 /** Datagrams: only counted, so that the primary's progress can be matched. */
 export class SecondaryDatagramFlow implements FlowEntry, RetentionOwner {
   readonly kind = 'datagram';
@@ -81,7 +84,10 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   // Where the connection stands.
   clientAck: Seq | undefined = undefined;
   guestEnd: Seq | undefined = undefined;
+  /** Newest of the SVM's acknowledgements in this epoch. */
   guestAck: Seq | undefined = undefined;
+  /** The same of an earlier epoch: the SVM's state was replaced since by one that may have received less. */
+  staleGuestAck: Seq | undefined = undefined;
   guestWindow = 0;
   /** SVM's clock: newest TSval that it has sent. */
   guestTsval: number | undefined = undefined;
@@ -150,6 +156,8 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     this.isUnlearnable = false;
     this.retainedEnd = undefined;
     this.guestEnd = undefined;
+    this.staleGuestAck = this.guestAck ?? this.staleGuestAck;
+    this.guestAck = undefined;
     // Unless the client has acknowledged it, only the SVM's old state had sent a FIN.
     const { guestFinEnd, clientAck } = this;
     if (guestFinEnd === undefined || clientAck === undefined) this.guestFinEnd = undefined;
@@ -237,6 +245,7 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     this.clientAck = undefined;
     this.guestEnd = undefined;
     this.guestAck = undefined;
+    this.staleGuestAck = undefined;
     this.guestTsval = undefined;
     this.clientTsval = undefined;
     this.echoedTsval = undefined;
@@ -295,6 +304,16 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     if (options.tsecr !== 0 && this.jumpedAtTsval === undefined) {
       this.echoedTsval = newest(this.echoedTsval, options.tsecr);
     }
+  }
+
+  /**
+   * An acknowledgement number that is true of the SVM's state, for the probe. Of a state that has acknowledged nothing since
+   * a commit a number so old that it acknowledges nothing: PROBE_ACK_BACK before one of the state that it replaced.
+   */
+  get probeAck(): Seq | undefined {
+    if (this.guestAck !== undefined) return this.guestAck;
+    const { staleGuestAck } = this;
+    return staleGuestAck === undefined ? undefined : seqAdd(staleGuestAck, -PROBE_ACK_BACK);
   }
 
   // ------------------------------------------------------------------ timestamps

@@ -124,7 +124,8 @@ export class Takeover {
   }
 
   #probeFlow(flow: SecondaryTcpFlow): void {
-    if (!flow.isOpen || flow.isOverForClient || flow.isNew || flow.guestAck === undefined) return;
+    const ack = flow.probeAck;
+    if (!flow.isOpen || flow.isOverForClient || flow.isNew || ack === undefined) return;
     const next = flow.clientAck ?? flow.guestEnd;
     if (next === undefined) return;
     const { pool, flows, sendToNet, counters } = this.#init;
@@ -141,7 +142,7 @@ export class Takeover {
       srcPort: key.guestPort,
       dstPort: key.clientPort,
       seq: seqAdd(next, -1),
-      ack: flow.guestAck,
+      ack,
       window: flow.guestWindow,
       timestamps:
         guestTsval === undefined
