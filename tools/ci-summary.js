@@ -46,7 +46,8 @@ export function countScenarios(report) {
     const title = [name, family, guest, attach].filter(Boolean).join(' ');
     if (skipped) count.skipped.push(title);
     else if (ok) count.passed++;
-    else count.failed.push(`${title}: ${error ?? 'failed'}`);
+    // What follows the first line is in the log of the step.
+    else count.failed.push(`${title}: ${String(error ?? 'failed').split('\n')[0]}`);
   }
   return count;
 }
