@@ -6,10 +6,12 @@
  *
  * @module
  */
+import { deserialize } from 'node:v8';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ChainDigest, contentSha256 } from '../../src/lab/content.ts';
 import { GuestProcess } from '../../src/lab/guest-process.ts';
 import { ADDRESSES, buildTopology, closeTopology, type Topology } from '../../src/lab/topology.ts';
+import { restoreConnection, type TcpConnectionImage } from '../../src/os/tcp-repair.ts';
 
 const ANSWER_MS = 5_000;
 const hasRights = process.getuid?.() === 0;
@@ -19,12 +21,17 @@ let pvm: GuestProcess;
 let svm: GuestProcess;
 
 /** Moves the running guest to the other namespace. */
-async function move(from: GuestProcess, to: GuestProcess): Promise<number> {
+async function move(
+  from: GuestProcess,
+  to: GuestProcess,
+  beforeLoad: (image: Uint8Array) => void = () => {},
+): Promise<number> {
   await Promise.all([from, to].map((guest) => guest.ask({ type: 'freeze' }, ANSWER_MS)));
   const [fromNode, toNode] = from === pvm ? [topology.pn, topology.sn] : [topology.sn, topology.pn];
   // Nothing more may arrive while the state is read.
   fromNode.ip(['link set tap0 nomaster']);
   const { image, connections } = await from.ask({ type: 'take' }, ANSWER_MS);
+  beforeLoad(image!);
   await to.ask({ type: 'load', image: image! }, ANSWER_MS);
   toNode.ip(['link set tap0 master br0']);
   // The bridges forget where the guest was: a copied guest has no reason to announce itself.
@@ -173,6 +180,29 @@ describe.skipIf(!hasRights)('checkpoint of a guest (needs root)', () => {
       expect(await done).toBe('closed false');
       // The guest sees the end, too.
       await connectionsAre(svm, 0);
+    });
+
+    test('a connection with the same addresses that nobody owns makes way', async () => {
+      const { done, said, tell } = client(
+        family,
+        `const s = net.connect(7, host, () => say('open')).on('error', fail);
+         s.on('data', () => { say('answered'); process.exit(); });
+         whenTold(() => s.write('x'));`,
+      );
+      await said('open');
+      await connectionsAre(pvm, 1);
+      expect(
+        await move(pvm, svm, (image) => {
+          const { connections } = deserialize(image) as {
+            connections: { tcp: TcpConnectionImage }[];
+          };
+          topology.svm.within(() => restoreConnection(connections[0]!.tcp));
+        }),
+      ).toBe(1);
+      // What was destroyed was established, so its peer is told: os/sock-destroy. A half-open one goes in silence.
+      await connectionsAre(svm, 1);
+      tell();
+      expect(await done).toMatch(/answered|ECONNRESET/);
     });
 
     test('a thousand idle connections are moved, and all answer', async () => {
