@@ -2,7 +2,7 @@
  * The primary engine alone, without ports: nanoseconds per pair of frames (the PVM's and the SVM's), for payload sizes, numbers of
  * connections and an SVM that is some frames behind.
  *
- *     node dist-bench/bench/engine.js   (npm run bench:micro)
+ *     npm run bench:engine
  *
  * @module
  */
