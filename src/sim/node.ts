@@ -315,3 +315,14 @@ export class ProxyNode {
     if (message.type === 'checkpoint-begin') this.#hooks.drainGuest(this);
   }
 }
+
+/** Flows that are asked what they hold. */
+const FLOWS_LOOKED_AT = 10_000;
+
+/**
+ * Frames that wait to be released. (A flow may also keep the header of an ACK, to be sent again when the SVM has caught up; the
+ * memory in `status().held` counts that too.)
+ */
+export function heldFrames(node: ProxyNode): number {
+  return node.engine.flows(FLOWS_LOOKED_AT).reduce((sum, flow) => sum + flow.heldFrames, 0);
+}

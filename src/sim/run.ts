@@ -7,6 +7,7 @@
 import { type Micros, US_PER_S } from '../base/time.ts';
 import type { Guarantee } from './checkers/checker.ts';
 import { FaultPlan } from './faults.ts';
+import { heldFrames } from './node.ts';
 import { Trace } from './trace.ts';
 import { type Seen, World } from './world.ts';
 
@@ -190,8 +191,8 @@ function waitingFor(world: World): string {
     return `a checkpoint is under way, the primary is ${state}`;
   if (!world.secondary.isAlive) return 'the secondary has not come back';
   if (state !== 'protected') return `the primary is ${state} although its peer is there`;
-  const { held } = world.primary.engine.status(world.primary.nowUs);
-  return held.frames > 0 ? `the primary holds ${held.frames} frames` : '';
+  const held = heldFrames(world.primary);
+  return held > 0 ? `the primary holds ${held} frames` : '';
 }
 
 function factsOf(world: World | undefined): RunFacts {

@@ -110,7 +110,7 @@ export function drawDatagram(prng: Prng, options: WorkloadOptions): Uint8Array {
   if (prng.chance(options.slow)) flags |= FLAG_SLOW;
   const large = (): number =>
     prng.chance(0.2) ? prng.nextBetween(1_400, 6_000) : prng.nextBetween(8, 500);
-  return datagramRequest(flags, Math.max(8, large()), prng.nextU32(), large());
+  return datagramRequest(flags, Math.max(16, large()), prng.nextU32(), large());
 }
 
 /** Addresses of one sender and of the guest. */

@@ -26,6 +26,7 @@ import { OutputCommitChecker } from './checkers/output-commit.ts';
 import { OwnerChecker } from './checkers/owner.ts';
 import { adoptStream, createRecord, type GuestRecord, recordPacket } from './checkers/record.ts';
 import { SilenceChecker } from './checkers/silence.ts';
+import { TranslationChecker } from './checkers/translation.ts';
 import { cloneDeep } from './clone.ts';
 import { EventQueue } from './event-queue.ts';
 import { ClientApplication } from './host/client.ts';
@@ -165,6 +166,7 @@ export class World implements Witness {
       new HostileChecker(this),
       new HonestChecker(this),
       new OwnerChecker(this),
+      new TranslationChecker(this),
     ];
   }
 

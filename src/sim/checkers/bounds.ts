@@ -4,7 +4,7 @@
  * @module
  */
 import { FRAME_BYTES_MAX } from '../../limits.ts';
-import type { ProxyNode } from '../node.ts';
+import { heldFrames, type ProxyNode } from '../node.ts';
 import type { Checker, Witness } from './checker.ts';
 
 export class BoundsChecker implements Checker {
@@ -44,9 +44,9 @@ export class BoundsChecker implements Checker {
   onEnd(): void {
     const { primary } = this.#witness;
     if (!primary.isAlive) return;
-    const { held } = primary.engine.status(primary.nowUs);
-    if (held.frames > 0) {
-      this.#witness.broken('G7', `${held.frames} frames are held although everything is quiet`);
+    const held = heldFrames(primary);
+    if (held > 0) {
+      this.#witness.broken('G7', `${held} frames are held although everything is quiet`);
     }
   }
 }
