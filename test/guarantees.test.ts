@@ -456,7 +456,7 @@ describe.each(FAMILIES)('G5 failover, IPv%d', (family) => {
     expect(payloads(datagrams)).toEqual(['not yet']);
   });
 
-  // Guards secondary.ts #commitCheckpoint: `this.#flows.clear()`: after a commit the SVM counts as the PVM did.
+  // Guards secondary-flows.ts: `flow.adoptCheckpoint(...)`: after a commit the SVM counts as the PVM did.
   it('after a checkpoint the numbers of the SVM are those of the PVM, and pass as they are', () => {
     const pair = protectedPair();
     const c = opened(pair, family);

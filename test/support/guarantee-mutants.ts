@@ -289,10 +289,10 @@ const FAILOVER: readonly Mutant[] = [
   ),
   mutant(
     'G5',
-    SECONDARY,
+    FLOWS,
     'translation goes on after a checkpoint',
-    'this.#retention.clear();\n    this.#flows.clear();\n    if (this.#peerUp)',
-    'this.#retention.clear();\n    if (this.#peerUp)',
+    'if (flow.generation !== this.#generation) flow.adoptCheckpoint(this.#generation);',
+    '',
   ),
 ];
 
