@@ -88,6 +88,7 @@ export class Bench {
     this.vm = new VmManager({
       pipe: requestPipe,
       primary: () => this.primary,
+      secondary: () => this.secondary,
       pvm: () => this.pvm,
       svm: () => this.svm,
     });
@@ -166,7 +167,7 @@ export class Bench {
     this.#killed.add(this.primary);
     const gone = this.primary.end('SIGKILL');
     this.topology.pn.ip(['link set eth0 down', 'link set eth1 down', 'link set tap0 down']);
-    await Promise.all([gone, this.pvm.kill()]);
+    await Promise.all([gone, this.pvm.kill(), this.vm.pvmLost()]);
     return atMs;
   }
 

@@ -35,6 +35,7 @@ const GUEST_ANSWER_MS = 10_000;
 export interface VmManagerParts {
   readonly pipe: string;
   readonly primary: () => Daemon;
+  readonly secondary: () => Daemon;
   readonly pvm: () => GuestProcess;
   readonly svm: () => GuestProcess;
 }
@@ -51,6 +52,8 @@ export class VmManager {
   #busy = false;
   /** The SVM is known to be dead: nothing can be copied to it. */
   #svmLost = false;
+  /** The primary node is known to be dead. */
+  #pvmLost = false;
   #closed = false;
 
   /** Makes the pipe and listens. @throws ColoError */
@@ -73,7 +76,7 @@ export class VmManager {
 
   #onRequest(request: CheckpointRequest): void {
     this.requests.push(request);
-    if (this.#closed || this.#svmLost) return;
+    if (this.#closed || this.#isLost) return;
     this.#waiting = request;
     if (!this.#busy) void this.#work();
   }
@@ -86,7 +89,7 @@ export class VmManager {
       try {
         this.records.push(await this.#checkpoint(request));
       } catch (error) {
-        if (!this.#svmLost) this.failures.push((error as Error).message);
+        if (!this.#isLost) this.failures.push((error as Error).message);
       }
     }
     this.#busy = false;
@@ -98,6 +101,17 @@ export class VmManager {
     if (lost) this.#waiting = undefined;
   }
 
+  /** The scenario has killed the primary node: as above; and the SVM is to be made ready for a failover. */
+  async pvmLost(): Promise<void> {
+    this.#pvmLost = true;
+    this.#waiting = undefined;
+    while (this.#busy) await sleep(1);
+  }
+
+  get #isLost(): boolean {
+    return this.#svmLost || this.#pvmLost;
+  }
+
   async #checkpoint(request: CheckpointRequest): Promise<CheckpointRecord> {
     const requestedMs = monotonicMs();
     const primary = this.#parts.primary();
@@ -106,6 +120,7 @@ export class VmManager {
     // A VM that is loaded runs, whatever had become of it before.
     svm.continue();
     let begun = false;
+    let loaded = false;
     try {
       await Promise.all([
         pvm.ask({ type: 'freeze' }, GUEST_ANSWER_MS),
@@ -116,6 +131,7 @@ export class VmManager {
       begun = true;
       const { image, connections } = await pvm.ask({ type: 'take' }, GUEST_ANSWER_MS);
       await svm.ask({ type: 'load', image: image! }, GUEST_ANSWER_MS);
+      loaded = true;
       const commitAskedMs = monotonicMs();
       await primary.control({ command: 'checkpoint', step: 'commit' });
       begun = false;
@@ -134,9 +150,25 @@ export class VmManager {
         connections,
       };
     } catch (error) {
-      if (begun) await this.#abort(primary, (error as Error).message);
+      if (this.#pvmLost) await this.#settleSecondary(loaded);
+      else if (begun) await this.#abort(primary, (error as Error).message);
       await Promise.allSettled([this.#resume(pvm), this.#resume(svm)]);
       throw error;
+    }
+  }
+
+  /**
+   * The primary died within a checkpoint. Only this layer knows which state the SVM has, and tells the secondary: the
+   * PVM's, then the checkpoint is as good as committed; or still its own.
+   */
+  async #settleSecondary(loaded: boolean): Promise<void> {
+    const step = loaded
+      ? ({ step: 'commit' } as const)
+      : ({ step: 'abort', reason: 'the primary is dead' } as const);
+    try {
+      await this.#parts.secondary().control({ command: 'checkpoint', ...step });
+    } catch {
+      // Refused: the secondary had not begun, and goes on as it was.
     }
   }
 
@@ -148,7 +180,7 @@ export class VmManager {
     try {
       await primary.control({ command: 'checkpoint', step: 'abort', reason: reason.slice(0, 200) });
     } catch (error) {
-      if (!this.#svmLost) this.failures.push((error as Error).message);
+      if (!this.#isLost) this.failures.push((error as Error).message);
     }
   }
 
