@@ -37,20 +37,23 @@ export const TIMESTAMP_MARGIN = 16_384;
 /** No guest can be further ahead of the other than the largest window (RFC 7323 §2.3). */
 const PROBE_ACK_BACK = 2 ** 30;
 
+/** A sequence number this far from where a guest was is not its next one: more than any socket buffer holds. */
+const JUMP_MIN = 2 ** 26;
+
 /** Datagrams: only counted, so that the primary's progress can be matched. */
 export class SecondaryDatagramFlow implements FlowEntry, RetentionOwner {
   readonly kind = 'datagram';
   slot = -1;
   retainedFirst: RetainedFrame | undefined = undefined;
   retainedLast: RetainedFrame | undefined = undefined;
-  /** Epoch of the state; an older one is brought up to date at the next touch. */
-  epoch = 0;
+  /** Which of the SVM's states this is of; an older one is brought up to date at the next touch. */
+  generation = 0;
   /** Datagrams of the SVM in this epoch. */
   sent = 0;
 
   /** A checkpoint was committed: the primary counts anew. */
-  adoptCheckpoint(epoch: number): void {
-    this.epoch = epoch;
+  adoptCheckpoint(generation: number): void {
+    this.generation = generation;
     this.sent = 0;
   }
 }
@@ -60,8 +63,8 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   slot = -1;
   retainedFirst: RetainedFrame | undefined = undefined;
   retainedLast: RetainedFrame | undefined = undefined;
-  /** Epoch of the state; an older one is brought up to date at the next touch. */
-  epoch = 0;
+  /** Which of the SVM's states this is of; an older one is brought up to date at the next touch. */
+  generation = 0;
   /** End of what was retained last; retransmissions before it are not kept again. */
   retainedEnd: Seq | undefined = undefined;
 
@@ -145,8 +148,8 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
    * A checkpoint was committed: the SVM's numbers are the PVM's. Where the connection stands for the client is kept, for
    * the probe of a failover; what the SVM had sent in its old state is not.
    */
-  adoptCheckpoint(epoch: number): void {
-    this.epoch = epoch;
+  adoptCheckpoint(generation: number): void {
+    this.generation = generation;
     if (this.isLearned) this.isOpen ||= this.clientAck !== undefined;
     this.secondaryIsn = this.primaryIsn;
     this.secondarySynTsval = this.primarySynTsval;
@@ -162,6 +165,18 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     const { guestFinEnd, clientAck } = this;
     if (guestFinEnd === undefined || clientAck === undefined) this.guestFinEnd = undefined;
     else if (seqBefore(clientAck, guestFinEnd)) this.guestFinEnd = undefined;
+  }
+
+  /**
+   * Does a segment of the SVM (no SYN, no RST) show that the SVM runs from the PVM's state, although no commit was told? Its
+   * number is then far from where the SVM was, and near it in the PVM's numbers. Only the SVM's own output decides, so
+   * that no client can feign it. False where the two numberings are too close to tell.
+   */
+  isOfReplacedState(seq: Seq): boolean {
+    const { guestEnd } = this;
+    if (guestEnd === undefined || !this.isLearned) return false;
+    const fromOwn = seqDistance(guestEnd, seqAdd(seq, this.seqDelta));
+    return Math.abs(fromOwn) > JUMP_MIN && Math.abs(seqDistance(guestEnd, seq)) < JUMP_MIN / 2;
   }
 
   // ------------------------------------------------------------------ learning
@@ -188,6 +203,7 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     if (isNext) this.#beginAnew();
     this.secondaryIsn = info.seq;
     this.secondarySynTsval = options.hasTimestamps ? options.tsval : undefined;
+    if (this.primaryIsn !== undefined) this.guestEnd = seqAdd(this.primaryIsn, 1);
     if ((info.tcpFlags & TCP_ACK) !== 0) this.clientIsn = seqAdd(info.ack, -1);
     this.#learn();
     return isNext;

@@ -57,8 +57,8 @@ export class SecondaryFlows {
   /** The SVM's output goes to clients: SYNs are translated too, nothing is retained, new flows stay as they are. */
   failedOver = false;
 
-  /** Epoch of the last commit. */
-  #epoch = 0;
+  /** Counts the commits, told and untold: which state the numbers of a flow are of. */
+  #generation = 0;
   readonly #table: FlowTable<SecondaryFlow>;
   readonly #retention: Retention;
   readonly #counters: Counters;
@@ -119,6 +119,7 @@ export class SecondaryFlows {
     const options = this.#parse(info);
     if (isSyn) this.#onGuestSyn(flow, info, options);
     else {
+      if (!isReset && flow.isOfReplacedState(info.seq)) this.#onUntoldCommit(flow);
       if (!isReset) this.#onGuestOpen(flow);
     }
     if (!isSyn || this.failedOver) this.#translateGuest(flow, info, options);
@@ -205,7 +206,7 @@ export class SecondaryFlows {
         return;
       }
       flow = new SecondaryDatagramFlow();
-      flow.epoch = this.#epoch;
+      flow.generation = this.#generation;
       this.#table.insert(info, true, flow, this.nowUs, FLOW_DATAGRAM);
     } else this.#table.touch(flow, this.nowUs);
     if (flow.kind !== 'datagram') return;
@@ -315,8 +316,19 @@ export class SecondaryFlows {
   }
 
   /** A checkpoint was committed: from now on nothing differs in the flows that there are. Precondition: nothing is retained. */
-  adoptCheckpoint(epoch: number): void {
-    this.#epoch = epoch;
+  adoptCheckpoint(): void {
+    this.#generation++;
+  }
+
+  /**
+   * The SVM runs from the PVM's state, and nobody has said so: the VM layer has no begin, and its commit is still under way or
+   * died with the primary. What the replaced state had sent is no longer its word.
+   */
+  #onUntoldCommit(flow: SecondaryTcpFlow): void {
+    this.#counters.add('untoldCommits');
+    this.#retention.clear();
+    this.adoptCheckpoint();
+    this.#bringUpToDate(flow);
   }
 
   /** Another sync begins, perhaps with another primary. Precondition: nothing is retained. */
@@ -413,7 +425,7 @@ export class SecondaryFlows {
 
   /** A commit concerns every flow; each learns of it when it is touched. */
   #bringUpToDate(flow: SecondaryFlow): void {
-    if (flow.epoch !== this.#epoch) flow.adoptCheckpoint(this.#epoch);
+    if (flow.generation !== this.#generation) flow.adoptCheckpoint(this.#generation);
   }
 
   #insertTcp(
@@ -424,7 +436,7 @@ export class SecondaryFlows {
     const flowClass = isSyn ? FLOW_HALF_OPEN : FLOW_ESTABLISHED;
     if (!this.#makeRoom(flowClass)) return undefined;
     const flow = new SecondaryTcpFlow();
-    flow.epoch = this.#epoch;
+    flow.generation = this.#generation;
     flow.isOpen = !isSyn;
     this.#table.insert(info, guestIsSource, flow, this.nowUs, flowClass);
     return flow;

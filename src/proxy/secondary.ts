@@ -466,7 +466,7 @@ export class SecondaryEngine implements Engine {
     this.#hasRequested = false;
     this.#ready = true;
     this.#retention.clear();
-    this.#flows.adoptCheckpoint(epoch);
+    this.#flows.adoptCheckpoint();
     if (this.#peerUp) this.#setState('protected', 'checkpoint committed');
     this.#event('checkpoint-committed', `epoch ${epoch}`, { epoch });
     this.#takeUpKept();
