@@ -221,6 +221,7 @@ export class PrimaryFlows {
         : flow.waitingSinceUs() + config.compareTimeoutUs;
     if (deadlineUs === NEVER) {
       flow.reported = false;
+      if (flow.heldBytes > 0) this.#context.wheel.arm(flow, nowUs + config.compareTimeoutUs);
       return;
     }
     if (deadlineUs > nowUs) {

@@ -124,7 +124,7 @@ export class TcpFlow implements PrimaryFlowBase {
     if ((flags & TCP_RST) !== 0) this.closed = true;
   }
 
-  // ------------------------------------------------------------------ egress, not protected
+  // ------------------------------------------------------------------ egress
 
   /** A segment of the PVM that passes without comparing: only its numbers are noted. */
   track(info: FrameInfo): void {
@@ -133,8 +133,6 @@ export class TcpFlow implements PrimaryFlowBase {
     this.releasedKnown = true;
     this.releasedEnd = this.primaryEnd;
   }
-
-  // ------------------------------------------------------------------ egress, protected
 
   /**
    * A segment of the PVM, in `buffer`. `fragments`: the frames it was put together from, if it came in fragments; `info` then
@@ -593,8 +591,10 @@ export class TcpFlow implements PrimaryFlowBase {
 
   #armIfWaiting(): void {
     if (this.wheelSlot !== -1) return;
-    const since = this.waitingSinceUs();
-    if (since === NEVER) return;
-    this.#context.wheel.arm(this, since + this.#context.config.compareTimeoutUs);
+    const { nowUs, config, wheel } = this.#context;
+    const sinceUs = this.waitingSinceUs();
+    // Nothing waits for the SVM, yet a smaller window than the PVM's is out: a commit must find the flow in the wheel.
+    if (sinceUs === NEVER && !this.heldAck.exists) return;
+    wheel.arm(this, (sinceUs === NEVER ? nowUs : sinceUs) + config.compareTimeoutUs);
   }
 }

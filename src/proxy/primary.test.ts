@@ -350,6 +350,16 @@ describe('PrimaryEngine, input commit (G2)', () => {
     expect(infoOf(out[0]!).window).toBe(20_000);
   });
 
+  it("gives the PVM's whole window back at a commit, however long ago it was lowered", () => {
+    const w = new World().protect();
+    w.open();
+    w.secondary(data(0, 'x', { window: 20_000 }));
+    w.primary(data(0, 'x', { window: 60_000 }));
+    expect(w.pass(2_000_000)).toHaveLength(0);
+    expect(w.commit().map((f) => infoOf(f).window)).toEqual([60_000]);
+    expect(w.engine.status(w.nowUs).held).toEqual({ frames: 0, bytes: 0 });
+  });
+
   it('trims SACK blocks that the SVM does not hold', () => {
     const w = new World().protect();
     w.open();

@@ -577,7 +577,7 @@ export class PrimaryEngine implements Engine {
   #onFlowDue(flow: PrimaryFlow): void {
     if (this.#state !== 'protected') {
       // Nothing may be held then, but for the flows of a checkpoint under way: its commit releases them.
-      if (this.#state === 'checkpointing' && flow.waitingSinceUs() !== NEVER) {
+      if (this.#state === 'checkpointing' && flow.heldBytes > 0) {
         this.#wheel.arm(flow, this.#context.nowUs + this.#config.compareTimeoutUs);
       }
       return;
