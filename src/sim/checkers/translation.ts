@@ -32,12 +32,12 @@ export class TranslationChecker implements Checker {
     const stream = this.#witness.recordOf(this.#witness.svm).streams.get(key);
     if (stream === undefined || !stream.hasIsn) return;
     const end = sentEnd(stream) + (stream.fin >= 0 ? 1 : 0);
-    const ack = positionOf(stream, segment.ack);
-    if (ack > end || ack < end - NEAR_BYTES) return;
+    const acknowledged = positionOf(stream, segment.ack);
+    if (acknowledged > end || acknowledged < end - NEAR_BYTES) return;
     for (const edge of segment.sack) {
       const position = positionOf(stream, edge);
-      if (position > ack && position <= end) continue;
-      const text = `the SVM got a SACK edge at ${position} of ${key}, acknowledged ${ack}, sent ${end}`;
+      if (position > acknowledged && position <= end) continue;
+      const text = `the SVM got a SACK edge at ${position} of ${key}, acknowledged ${acknowledged}, sent ${end}`;
       this.#witness.broken('G5', text);
       return;
     }
