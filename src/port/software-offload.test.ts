@@ -115,6 +115,7 @@ describe('SoftwareOffload', () => {
     expect(complete(udpFrame({ ...gso, gsoType: VNET_GSO_TCPV4 }))).toBeUndefined();
     expect(complete(tcpFrame({ ...gso, gsoType: VNET_GSO_UDP_L4 }))).toBeUndefined();
     expect(complete(tcpFrame({ ...gso, gsoType: VNET_GSO_TCPV4, gsoBytes: 0 }))).toBeUndefined();
+    expect(complete(tcpFrame({ ...gso, gsoType: VNET_GSO_TCPV4, gsoBytes: 7 }))).toBeUndefined();
     expect(complete(tcpFrame({ ...gso, gsoType: 9 }))).toBeUndefined();
     const lying = tcpFrame({ payload: 'x', partialChecksum: true });
     lying.buffer.view.setUint16(lying.offset - VNET_HDR_BYTES + 6, 60_000, true);

@@ -30,6 +30,9 @@ import {
 /** Room for the rewritten headers of one segment. */
 export const SEGMENT_HEADER_BYTES_MAX = 512;
 
+/** A smaller segment size only multiplies one frame into ten thousands (Linux refuses it alike, TCP_MIN_GSO_SIZE). */
+const SEGMENT_BYTES_MIN = 8;
+
 const UDP_LENGTH = 4;
 const UDP_CHECKSUM = 6;
 const IPV6_PAYLOAD_LENGTH = 4;
@@ -77,7 +80,7 @@ export class SoftwareOffload {
     if (!isTcp && gsoType !== VNET_GSO_UDP_L4) return false;
     if (info.protocol !== (isTcp ? IP_PROTOCOL_TCP : IP_PROTOCOL_UDP)) return false;
     const headerBytes = info.payloadOffset - offset;
-    if (segmentBytes === 0 || headerBytes > SEGMENT_HEADER_BYTES_MAX) return false;
+    if (segmentBytes < SEGMENT_BYTES_MIN || headerBytes > SEGMENT_HEADER_BYTES_MAX) return false;
     for (let done = 0, index = 0; done < info.payloadBytes || index === 0; index++) {
       const bytes = Math.min(segmentBytes, info.payloadBytes - done);
       this.#emitSegment(sink, headerBytes, index, done, bytes);
