@@ -36,6 +36,8 @@ export class FaultPlan {
   /** Starts everything that happens by itself. */
   start(): void {
     const { faults, workload, vm } = this.#world.options;
+    // Nothing was ever committed, and there is no primary: the secondary must refuse to serve.
+    this.#tryFailover('the secondary took over without any state');
     this.#world.link.start();
     this.#repeat(workload.sessionEveryUs, () => this.#startSession());
     this.#repeat(workload.datagramEveryUs, () => this.#probe(PROBE_TRIES));
@@ -90,7 +92,7 @@ export class FaultPlan {
       client.fromSwitch.heal();
     }
     // After an operator's reset the node waits for the next checkpoint, whoever asks for it.
-    world.vm.request();
+    if (world.primary.isAlive && world.primary.engine.state === 'unprotected') world.vm.request();
     this.beginLast();
   }
 
@@ -260,6 +262,11 @@ export class FaultPlan {
     });
   }
 
+  #tryFailover(complaint: string): void {
+    const result = this.#world.secondary.command((engine, nowUs) => engine.failover(false, nowUs));
+    if (result.ok) this.#world.broken('G10', complaint);
+  }
+
   /** Commands out of turn: they must be refused or do what they say. */
   #operate(): void {
     const { primary, secondary, link } = this.#world;
@@ -278,12 +285,9 @@ export class FaultPlan {
         this.#world.broken('G9', 'the primary aborted a checkpoint that was not there');
     } else if (kind === 3 && secondary.isAlive && !secondary.isHung && link.isUp(secondary)) {
       if (this.#world.isFailoverGranted) return;
-      const result = secondary.command((engine, nowUs) => engine.failover(false, nowUs));
-      if (result.ok)
-        this.#world.broken('G10', 'the secondary took over while its peer was connected');
+      this.#tryFailover('the secondary took over while its peer was connected');
     } else if (kind === 4 && secondary.isAlive && !secondary.isHung && !this.#world.isSvmSynced) {
-      const result = secondary.command((engine, nowUs) => engine.failover(false, nowUs));
-      if (result.ok) this.#world.broken('G10', 'the secondary took over without any state');
+      this.#tryFailover('the secondary took over without any state');
     }
   }
 }

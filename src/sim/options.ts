@@ -178,7 +178,7 @@ function drawWorkload(prng: Prng): WorkloadOptions {
     prng.chance(probability) ? prng.nextFloat() * highest : 0;
   return {
     sessionEveryUs: prng.pick([10, 30, 80, 200]) * US_PER_MS,
-    datagramEveryUs: prng.chance(0.5) ? prng.nextBetween(5, 100) * US_PER_MS : NEVER,
+    datagramEveryUs: prng.chance(0.6) ? prng.nextBetween(5, 100) * US_PER_MS : NEVER,
     scanEveryUs: prng.chance(0.3) ? prng.nextBetween(5, 100) * US_PER_MS : NEVER,
     garbageEveryUs: prng.chance(0.3) ? prng.nextBetween(5, 100) * US_PER_MS : NEVER,
     floodSyns: prng.chance(0.1) ? prng.nextBetween(20, 200) : 0,

@@ -7,6 +7,7 @@
 import { type Micros, US_PER_S } from '../base/time.ts';
 import type { Guarantee } from './checkers/checker.ts';
 import { FaultPlan } from './faults.ts';
+import { isResetPlanned } from './host/client.ts';
 import { heldFrames } from './node.ts';
 import { Trace } from './trace.ts';
 import { type Seen, World } from './world.ts';
@@ -172,6 +173,8 @@ function waitingFor(world: World): string {
     for (const session of application.open) {
       if (session.isDone || session.connection.state === 'time-wait') continue;
       if (!host.state.connections.has(session.key)) continue;
+      // Nobody repeats a RST that was lost.
+      if (isResetPlanned(session.plan)) continue;
       const { state, sndUna, sndMax, rcvNxt } = session.connection;
       return `${host.name}: session ${session.key} is ${state}, una ${sndUna}, max ${sndMax}, received ${rcvNxt}`;
     }

@@ -158,6 +158,9 @@ export class VmLayer {
   #abort(attempt: Attempt, reason: string): void {
     if (this.#primary.isAlive && this.#primary.engine.state === 'checkpointing') {
       this.#tell('abort', (engine, nowUs) => engine.checkpointAbort(reason, nowUs));
+    } else if (this.#primary.isAlive && attempt.isLoaded) {
+      // Nobody was told of a begin, but the SVM is no longer what it was.
+      this.#tell('reset', (engine, nowUs) => engine.reset(reason, nowUs));
     }
     this.#over(attempt, reason);
   }

@@ -184,6 +184,10 @@ export class World implements Witness {
     return this.options.peer.timeoutUs;
   }
 
+  get isCheckpointUnderWay(): boolean {
+    return this.vm.isBusy;
+  }
+
   get isGuestPathDuplicating(): boolean {
     return this.options.guestPath.duplicate > 0;
   }

@@ -38,6 +38,8 @@ export interface Witness {
   recordOf(machine: Machine): GuestRecord;
   /** The SVM runs from a state of the PVM, saved since the SVM was booted. */
   readonly isSvmSynced: boolean;
+  /** The VM layer is between pausing the guests and letting both know how it ended. */
+  readonly isCheckpointUnderWay: boolean;
   /** When the SVM last lost what it held (its node died). */
   readonly svmLostUs: Micros;
   /** When the peer link became unable to carry; NEVER while it can. */

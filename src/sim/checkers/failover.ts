@@ -94,6 +94,9 @@ export class FailoverChecker implements Checker {
 
   #checkContent(session: Session, stream: StreamRecord): void {
     const { received, receivedCount, firstPosition, key } = session;
+    // A late duplicate of the SYN has opened the next connection there; the one the client had is over.
+    const isOver = session.isDone || session.connection.state === 'time-wait';
+    if (isOver && stream.count === 0) return;
     for (let i = 0; i < receivedCount; i++) {
       if (firstPosition + i < stream.base) continue;
       const byte = byteAt(stream, firstPosition + i);

@@ -17,12 +17,16 @@ export class HonestChecker implements Checker {
   readonly guarantee = 'G9';
   readonly #witness: Witness;
   #pulses = 0;
+  /** When the primary last met a secondary. */
+  #metUs: Micros = -1;
 
   constructor(witness: Witness) {
     this.#witness = witness;
   }
 
   onEvent(node: ProxyNode, event: ProxyEvent): void {
+    if (node === this.#witness.primary && event.kind === 'peer-up')
+      this.#metUs = this.#witness.nowUs;
     if (event.kind !== 'state' || event.fields?.['reason']) return;
     this.#witness.broken('G9', `${node.name} has changed its state and does not say why`);
   }
@@ -43,7 +47,9 @@ export class HonestChecker implements Checker {
       const sinceUs = Math.max(witness.linkBrokenSinceUs, witness.disturbedUs);
       const boundUs = 2 * witness.peerTimeoutUs + SLACK_US;
       const lostUs = nowUs - Math.max(witness.svmLostUs, witness.disturbedUs);
-      if (state === 'protected' && !witness.isSvmSynced && lostUs > boundUs) {
+      // A primary that has met this SVM since knows better at once.
+      const hasMet = this.#metUs > witness.svmLostUs;
+      if (state === 'protected' && !witness.isSvmSynced && (hasMet || lostUs > boundUs)) {
         witness.broken('G9', 'the primary is protected, the SVM holds no state of the PVM');
       }
       if (witness.linkBrokenSinceUs !== NEVER && nowUs - sinceUs > boundUs) {
@@ -53,11 +59,12 @@ export class HonestChecker implements Checker {
     }
     // Looking at the whole status costs, so not every time.
     this.#pulses++;
-    if (!secondary.isAlive || this.#pulses % 4 !== 0 || witness.isSvmSynced) return;
+    const isStale = !witness.isSvmSynced || secondary.engine.state === 'syncing';
+    if (!secondary.isAlive || this.#pulses % 4 !== 0 || !isStale) return;
     if (secondary.engine.status(secondary.nowUs).failoverReady) {
       witness.broken(
         'G9',
-        'the secondary is ready for failover, the SVM holds no state of the PVM',
+        'the secondary is ready for failover, the SVM holds no (or an old) state of the PVM',
       );
     }
   }

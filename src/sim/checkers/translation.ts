@@ -1,6 +1,6 @@
 /**
- * G5, translation: what the secondary gives the SVM of a connection is in the SVM's own numbers. An acknowledgement that
- * fits must come with SACK blocks that fit: behind it, and of bytes that the SVM has sent.
+ * G5, translation: what the secondary gives the SVM of a connection is in the SVM's own numbers: it acknowledges nothing that
+ * the SVM has not sent, and its SACK blocks lie behind the acknowledgement.
  *
  * @module
  */
@@ -10,8 +10,10 @@ import { ACK, parseSegment, RST, SYN } from '../tcp/segment.ts';
 import type { Checker, Witness } from './checker.ts';
 import { positionOf, sentEnd } from './record.ts';
 
-/** An acknowledgement further behind is from another life of the connection, or forged. */
-const NEAR_BYTES = 1 << 20;
+/** The client's own numbers need no translation: a segment further away is of another connection. */
+const NEAR_BYTES = 1 << 18;
+/** No run sends so much on one connection. */
+const FAR_BYTES = 1 << 24;
 
 export class TranslationChecker implements Checker {
   readonly guarantee = 'G5';
@@ -22,18 +24,25 @@ export class TranslationChecker implements Checker {
   }
 
   onGuestOutput(node: ProxyNode, frame: SimFrame): void {
-    if (node !== this.#witness.secondary || !this.#witness.isSvmSynced) return;
+    const { secondary, svm, isSvmSynced, isCheckpointUnderWay } = this.#witness;
+    if (node !== secondary || !isSvmSynced || isCheckpointUnderWay) return;
     const packet = parseIp(frame);
     if (packet?.protocol !== PROTOCOL_TCP) return;
     const segment = parseSegment(packet.payload);
-    if (segment === undefined || segment.sack.length === 0) return;
-    if ((segment.flags & (ACK | SYN | RST)) !== ACK || !transportChecksumOk(packet)) return;
+    if (segment === undefined || (segment.flags & (ACK | SYN | RST)) !== ACK) return;
+    if (!transportChecksumOk(packet)) return;
     const key = `${packet.src}:${segment.srcPort}:${segment.dstPort}`;
-    const stream = this.#witness.recordOf(this.#witness.svm).streams.get(key);
-    if (stream === undefined || !stream.hasIsn) return;
+    const stream = this.#witness.recordOf(svm).streams.get(key);
+    if (stream === undefined || !stream.hasIsn || !stream.hasAck) return;
+    // Forged segments, and late ones of an older connection, say nothing.
+    if (Math.abs((segment.seq - stream.ackMax) | 0) > NEAR_BYTES) return;
     const end = sentEnd(stream) + (stream.fin >= 0 ? 1 : 0);
     const acknowledged = positionOf(stream, segment.ack);
-    if (acknowledged > end || acknowledged < end - NEAR_BYTES) return;
+    if (acknowledged > end || acknowledged < end - FAR_BYTES) {
+      const text = `the SVM got an acknowledgement of ${acknowledged} of ${key}, it has sent ${end}`;
+      this.#witness.broken('G5', text);
+      return;
+    }
     for (const edge of segment.sack) {
       const position = positionOf(stream, edge);
       if (position > acknowledged && position <= end) continue;

@@ -297,7 +297,7 @@ export class ClientApplication implements Application {
     if (!probe.isEcho) {
       const payload = probe.payload.slice();
       payload[1] = probe.id;
-      host.sendDatagram(probe.dst, 20_000 + (probe.id % 7), SERVICE_PORT, payload);
+      host.sendDatagram(probe.dst, 20_000 + (probe.id % 2), SERVICE_PORT, payload);
       return;
     }
     const body = new Uint8Array(8 + probe.payload.length);

@@ -51,6 +51,8 @@ const ASK_AGAIN_US: Micros = 500_000;
 /** Packets that wait for one neighbour's address. */
 const WAITING_PACKETS_MAX = 16;
 const ASK_TRIES_MAX = 30;
+/** A neighbour that was not heard for so long is asked for again (RFC 4861 §7.3, Linux' base_reachable_time). */
+const STALE_US: Micros = 10_000_000;
 
 /** A packet that has not been put into a frame yet. */
 interface Outgoing {
@@ -62,6 +64,8 @@ interface Outgoing {
 
 interface Neighbour {
   mac: string;
+  /** When it was last heard. */
+  heardUs: Micros;
   waiting: Outgoing[];
   askAtUs: Micros;
   tries: number;
@@ -269,6 +273,8 @@ export class Host {
     if (packet === undefined || !packet.headerChecksumOk) return;
     const isMine = packet.dst === this.state.ip4 || packet.dst === this.state.ip6;
     if (!isMine && !(packet.dst.startsWith('ff02') && packet.protocol === PROTOCOL_ICMPV6)) return;
+    const neighbour = this.state.neighbours.get(packet.src);
+    if (neighbour !== undefined && neighbour.askAtUs === NEVER) neighbour.heardUs = this.nowUs;
     const whole = this.#reassemble(packet);
     if (whole !== undefined && transportChecksumOk(whole)) this.#inputTransport(whole);
   }
@@ -359,7 +365,8 @@ export class Host {
   #learn(ip: string, mac: string): void {
     const known = this.state.neighbours.get(ip);
     const waiting = known?.waiting ?? [];
-    this.state.neighbours.set(ip, { mac, waiting: [], askAtUs: NEVER, tries: 0 });
+    const entry = { mac, heardUs: this.nowUs, waiting: [], askAtUs: NEVER, tries: 0 };
+    this.state.neighbours.set(ip, entry);
     for (const item of waiting) this.#sendTo(mac, item);
   }
 
@@ -464,9 +471,11 @@ export class Host {
     const known = this.state.neighbours.get(item.dst);
     if (known !== undefined && known.mac !== '') {
       this.#sendTo(known.mac, item);
+      if (this.nowUs - known.heardUs > STALE_US && known.askAtUs === NEVER)
+        this.#ask(item.dst, known);
       return;
     }
-    const neighbour = known ?? { mac: '', waiting: [], askAtUs: NEVER, tries: 0 };
+    const neighbour = known ?? { mac: '', heardUs: 0, waiting: [], askAtUs: NEVER, tries: 0 };
     if (neighbour.waiting.length < WAITING_PACKETS_MAX) neighbour.waiting.push(item);
     if (known !== undefined) return;
     this.state.neighbours.set(item.dst, neighbour);
@@ -477,6 +486,7 @@ export class Host {
     neighbour.tries++;
     neighbour.askAtUs = this.nowUs + ASK_AGAIN_US;
     if (neighbour.tries > ASK_TRIES_MAX) {
+      // The next packet for it asks anew.
       this.state.neighbours.delete(ip);
       return;
     }
