@@ -11,7 +11,7 @@ import { VNET_HDR_BYTES } from '../limits.ts';
 import { foldSum, sumOfBytes } from '../rewrite/checksum-delta.ts';
 import { lowerAck, setWindow, trimSack } from '../rewrite/lower.ts';
 import { dissect, type FrameInfo } from '../wire/frame.ts';
-import { type Seq, seqBeforeOrEqual } from '../wire/seq.ts';
+import { type Seq, seqBefore, seqBeforeOrEqual } from '../wire/seq.ts';
 import {
   TCP_ACK,
   TCP_ACK_NUMBER,
@@ -124,6 +124,8 @@ export class HeldAck {
    * out now. `wasSent`: the segment itself goes out, lowered.
    */
   #keep(info: FrameInfo, hasSack: boolean, wasSent: boolean): void {
+    // Where the way from the guest reorders, an older ACK comes late: the one that is kept says more.
+    if (this.#frame !== undefined && seqBefore(info.ack, this.#ack)) return;
     const context = this.#context;
     const length = info.l4Offset + info.tcpHeaderBytes - info.frameOffset;
     if (this.#frame !== undefined) context.unhold(this.#flow, this.#frame);

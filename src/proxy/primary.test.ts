@@ -327,6 +327,15 @@ describe('PrimaryEngine, input commit (G2)', () => {
     expect(isTransportChecksumRight(infoOf(frames[0]!))).toBe(true);
   });
 
+  it('an older ACK that comes late does not take the place of the one that is held', () => {
+    const w = new World().protect();
+    w.open();
+    expect(w.primary(data(0, '', { ack: CLIENT_ISN + 1_001 }))).toHaveLength(0);
+    expect(w.primary(data(0, '', { ack: CLIENT_ISN + 501 }))).toHaveLength(0);
+    const frames = w.secondary(data(0, '', { ack: CLIENT_ISN + 1_001 }));
+    expect(frames.map((f) => infoOf(f).ack)).toEqual([CLIENT_ISN + 1_001]);
+  });
+
   it('lowers the acknowledgement on data, and sends the rest when the SVM catches up', () => {
     const w = new World().protect();
     w.open();
