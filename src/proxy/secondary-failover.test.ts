@@ -64,6 +64,33 @@ function withTs(
   return { options: { timestamps: { tsval, tsecr } } };
 }
 
+describe('failover, handshakes', () => {
+  it('learns the ISN from a later segment when the copy and the first ACK are lost with the primary', () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN }));
+    w.svm(fromSvm(-1, '', { flags: TCP_SYN | TCP_ACK }));
+    w.failover();
+    // Three bytes are missing before it, so it does not complete the handshake.
+    const late = { seq: CLIENT_ISN + 4, ack: primarySeq(0), payload: 'late' };
+    const [segment] = w.net(fromClient(late));
+    expect(numbers(segment!)).toEqual({ seq: CLIENT_ISN + 4, ack: secondarySeq(0) });
+    const [answer] = w.serve(fromSvm(0, 'answer'));
+    expect(numbers(answer!).seq).toBe(primarySeq(0));
+  });
+
+  it('believes no such segment from outside of the window', () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN }));
+    w.svm(fromSvm(-1, '', { flags: TCP_SYN | TCP_ACK }));
+    w.failover();
+    w.net(fromClient({ seq: (CLIENT_ISN - 1) >>> 0, ack: 12_345, payload: 'forged' }));
+    const [segment] = w.net(
+      fromClient({ seq: CLIENT_ISN + 1, ack: primarySeq(0), payload: 'true' }),
+    );
+    expect(numbers(segment!)).toEqual({ seq: CLIENT_ISN + 1, ack: secondarySeq(0) });
+  });
+});
+
 describe('failover, addresses', () => {
   it('announces every address of the guest at once, and repeats it', () => {
     const w = new SecondaryWorld().protect();

@@ -40,6 +40,9 @@ const PROBE_ACK_BACK = 2 ** 30;
 /** A sequence number this far from where a guest was is not its next one: more than any socket buffer holds. */
 const JUMP_MIN = 2 ** 26;
 
+/** The largest window that TCP knows (RFC 7323 §2.3). */
+const WINDOW_BYTES_MAX = 2 ** 30;
+
 /** Datagrams: only counted, so that the primary's progress can be matched. */
 export class SecondaryDatagramFlow implements FlowEntry, RetentionOwner {
   readonly kind = 'datagram';
@@ -217,12 +220,22 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   /**
    * A segment of the client with ACK while the PVM's ISN is unknown: the first one acknowledges just the PVM's SYN, so
    * `ack - 1` is its ISN. Only where a handshake is under way, and only the segment that completes it.
+   *
+   * After the failover (the copy of the PVM's SYN was lost with the primary) a later segment will do: the SVM has sent
+   * nothing but its SYN-ACK, so no byte of the PVM was released, and no ACK can be beyond its SYN.
    */
-  learnFromClient(info: FrameInfo): void {
+  learnFromClient(info: FrameInfo, failedOver: boolean): void {
     const { clientIsn } = this;
     const isSynAck = (info.tcpFlags & TCP_SYN) !== 0 && this.secondaryIsn !== undefined;
-    const completes = clientIsn !== undefined && info.seq === seqAdd(clientIsn, 1);
-    if (isSynAck || completes) {
+    const isFirst = clientIsn !== undefined && info.seq === seqAdd(clientIsn, 1);
+    const isLate =
+      failedOver &&
+      clientIsn !== undefined &&
+      this.secondaryIsn !== undefined &&
+      this.guestEnd === undefined &&
+      seqDistance(clientIsn, info.seq) > 1 &&
+      seqDistance(clientIsn, info.seq) <= WINDOW_BYTES_MAX;
+    if (isSynAck || isFirst || isLate) {
       this.primaryIsn = seqAdd(info.ack, -1);
       this.#learn();
     } else if (this.secondaryIsn === undefined) {

@@ -252,7 +252,9 @@ export class SecondaryFlows {
     }
     if (flow === undefined) return true;
     if (!flow.isOpen && (flags & TCP_ACK) !== 0 && (flags & TCP_RST) === 0) {
-      if (flow.primaryIsn === undefined && !flow.isNew) flow.learnFromClient(info);
+      if (flow.primaryIsn === undefined && !flow.isNew) {
+        flow.learnFromClient(info, this.failedOver);
+      }
       if (flow.primaryIsn !== undefined && flow.secondaryIsn === undefined) {
         // Its numbers cannot be translated yet, and the SVM would answer a wrong ACK by a RST. The client repeats.
         this.#dropped.add('client-before-guest-syn');
