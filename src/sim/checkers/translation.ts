@@ -30,7 +30,9 @@ export class TranslationChecker implements Checker {
     if (packet?.protocol !== PROTOCOL_TCP) return;
     const segment = parseSegment(packet.payload);
     if (segment === undefined || (segment.flags & (ACK | SYN | RST)) !== ACK) return;
-    if (!transportChecksumOk(packet)) return;
+    // What was damaged on its way is passed on as it is, and refused by the SVM.
+    const isFragment = packet.fragmentOffset > 0 || packet.moreFragments;
+    if (isFragment || !packet.headerChecksumOk || !transportChecksumOk(packet)) return;
     const key = `${packet.src}:${segment.srcPort}:${segment.dstPort}`;
     const stream = this.#witness.recordOf(svm).streams.get(key);
     if (stream === undefined || !stream.hasIsn || !stream.hasAck) return;
