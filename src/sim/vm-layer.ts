@@ -55,6 +55,8 @@ export class VmLayer {
   /** The secondary's engine has been told (or has seen) the commit of the last load. */
   #isLoadAnnounced = true;
   checkpoints = 0;
+  /** The SVM was loaded and its node does not know (yet, or never if the commit was refused). */
+  isReplacedUntold = false;
 
   constructor(
     queue: EventQueue,
@@ -184,7 +186,9 @@ export class VmLayer {
   /** What the nodes announce. */
   onEvent(node: ProxyNode, event: ProxyEvent): void {
     if (node === this.#secondary) {
-      if (event.kind === 'checkpoint-committed') this.#isLoadAnnounced = true;
+      if (event.kind !== 'checkpoint-committed') return;
+      this.#isLoadAnnounced = true;
+      this.isReplacedUntold = false;
       return;
     }
     const attempt = this.#attempt;
@@ -232,6 +236,7 @@ export class VmLayer {
     this.#svm.load(image);
     attempt.isLoaded = true;
     this.#isLoadAnnounced = false;
+    this.isReplacedUntold = true;
     this.#hooks.onLoaded();
     this.#hooks.line('vm: the SVM runs from the copy');
     this.#hooks.onPhase('loaded');

@@ -180,12 +180,16 @@ export class World implements Witness {
     return this.options.config;
   }
 
+  get retainedBytesMax(): number {
+    return this.options.retainedBytesMax;
+  }
+
   get peerTimeoutUs(): Micros {
     return this.options.peer.timeoutUs;
   }
 
   get isCheckpointUnderWay(): boolean {
-    return this.vm.isBusy;
+    return this.vm.isBusy || this.vm.isReplacedUntold;
   }
 
   get isGuestPathDuplicating(): boolean {

@@ -25,13 +25,14 @@ export class BoundsChecker implements Checker {
   }
 
   #check(node: ProxyNode): void {
-    const { config } = this.#witness;
+    const { config, retainedBytesMax } = this.#witness;
     const status = node.engine.status(node.nowUs);
     if (status.flows > config.flowsMax) {
       this.#witness.broken('G7', `${node.name} tracks ${status.flows} flows of ${config.flowsMax}`);
     }
     // At the limit a checkpoint is asked for; twice of it is where output is refused and counted.
-    const held = 2 * config.heldBytesMax + 2 * config.keptClientBytesMax + 4 * FRAME_BYTES_MAX;
+    const ownBytes = node.role === 'primary' ? 2 * config.heldBytesMax : retainedBytesMax;
+    const held = ownBytes + 2 * config.keptClientBytesMax + 4 * FRAME_BYTES_MAX;
     if (status.held.bytes > held) {
       this.#witness.broken('G7', `${node.name} holds ${status.held.bytes} bytes of ${held}`);
     }

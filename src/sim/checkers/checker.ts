@@ -31,6 +31,8 @@ export interface Witness {
   readonly svm: Machine;
   readonly clients: readonly ClientView[];
   readonly config: PrimaryConfig;
+  /** What the secondary may retain. */
+  readonly retainedBytesMax: number;
   readonly peerTimeoutUs: Micros;
   /** The links between the guests and their nodes duplicate frames. */
   readonly isGuestPathDuplicating: boolean;
@@ -38,7 +40,7 @@ export interface Witness {
   recordOf(machine: Machine): GuestRecord;
   /** The SVM runs from a state of the PVM, saved since the SVM was booted. */
   readonly isSvmSynced: boolean;
-  /** The VM layer is between pausing the guests and letting both know how it ended. */
+  /** The VM layer is between pausing the guests and letting both nodes know how it ended. */
   readonly isCheckpointUnderWay: boolean;
   /** When the SVM last lost what it held (its node died). */
   readonly svmLostUs: Micros;

@@ -96,9 +96,11 @@ export class LivenessChecker implements Checker {
   #noteSegment(flow: Waiting, segment: TcpSegment, what: 'given' | 'released'): void {
     const { nowUs } = this.#witness;
     const control = (segment.flags & (SYN | FIN)) !== 0 ? 1 : 0;
-    const end = (segment.seq + segment.payload.length + control) >>> 0;
+    const takes = segment.payload.length + control;
+    const end = (segment.seq + takes) >>> 0;
     if (what === 'given') {
-      if (isAfter(end, flow.given)) flow.given = end;
+      // An ACK stands at a position that it does not fill: what is before it may have been lost on its way here.
+      if (takes > 0 && isAfter(end, flow.given)) flow.given = end;
       if ((segment.flags & ACK) !== 0 && isAfter(segment.ack, flow.ackGiven))
         flow.ackGiven = segment.ack;
     } else {

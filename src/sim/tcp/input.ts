@@ -92,6 +92,12 @@ function isAcceptable(connection: TcpConnection, start: number, length: number):
   return start < end && start + length > connection.rcvNxt;
 }
 
+/** What a reset means to the application. A passive open only goes back to listening (RFC 9293 §3.10.7.4). */
+function resetError(connection: TcpConnection): string {
+  if (connection.state === 'syn-received') return 'refused';
+  return CLOSED_BOTH_WAYS.has(connection.state) ? '' : 'reset';
+}
+
 /** Both sides have closed: a reset changes nothing for the applications. */
 const CLOSED_BOTH_WAYS = new Set(['time-wait', 'closing', 'last-ack']);
 
@@ -121,7 +127,7 @@ function inputSynchronized(connection: TcpConnection, segment: TcpSegment, io: T
   if (isReset) {
     // RFC 5961 §3.2: only an exact hit ends the connection.
     if (start !== connection.rcvNxt) connection.ackNow = true;
-    else endConnection(connection, CLOSED_BOTH_WAYS.has(connection.state) ? '' : 'reset');
+    else endConnection(connection, resetError(connection));
     return;
   }
   if ((segment.flags & SYN) !== 0) {
