@@ -6,7 +6,9 @@
  *
  * @module
  */
+import type { Micros } from '../../base/time.ts';
 import type { NodeState } from '../../env/messages.ts';
+import { REASSEMBLY_TIMEOUT_US } from '../../limits.ts';
 import {
   checksumOffsetOf,
   type IpPacket,
@@ -27,6 +29,8 @@ interface Entry {
   readonly isSound: boolean;
   /** TCP: sequence number after the segment. */
   readonly endSeq: number;
+  readonly isFragment: boolean;
+  readonly givenUs: Micros;
   isReleased: boolean;
 }
 
@@ -95,6 +99,8 @@ export class InventionChecker implements Checker {
         isPureAck: segment !== undefined && control === 0 && segment.payload.length === 0,
         isSound: packet.headerChecksumOk && transportChecksumOk(packet),
         endSeq: segment === undefined ? 0 : (segment.seq + length) >>> 0,
+        isFragment: !isWhole,
+        givenUs: this.#witness.nowUs,
         isReleased: false,
       },
     };
@@ -175,21 +181,32 @@ export class InventionChecker implements Checker {
   onPulse(): void {
     for (const { flow, item } of this.#overtaken) {
       if (!item.isReleased) continue;
+      // Where a limit has dropped frames (counted), an equal one later stands for another.
+      if (this.#hasDropped()) return;
       this.#witness.broken('G4', `a datagram of ${flow} was released after a later one`);
       return;
     }
   }
 
+  /** Has the primary dropped output, and counted it? */
+  #hasDropped(): boolean {
+    const { primary } = this.#witness;
+    const reasons = Object.keys(primary.engine.status(primary.nowUs).dropped);
+    return reasons.some((reason) => !reason.startsWith('secondary') && !reason.startsWith('peer'));
+  }
+
+  #isLost(entry: Entry): boolean {
+    if (entry.isReleased || entry.isPureAck) return false;
+    // A fragment waits for the others of its datagram.
+    return !entry.isFragment || this.#witness.nowUs - entry.givenUs > 2 * REASSEMBLY_TIMEOUT_US;
+  }
+
   onEnd(): void {
     const { primary } = this.#witness;
     if (!primary.isAlive) return;
-    const { dropped } = primary.engine.status(primary.nowUs);
-    const isExcused = Object.keys(dropped).some(
-      (reason) => !reason.startsWith('secondary') && !reason.startsWith('peer'),
-    );
-    if (isExcused) return;
+    if (this.#hasDropped()) return;
     for (const [flow, ledger] of this.#ledgers) {
-      const lost = ledger.entries.find((entry) => !entry.isReleased && !entry.isPureAck);
+      const lost = ledger.entries.find((entry) => this.#isLost(entry));
       if (lost === undefined) continue;
       this.#witness.broken(
         'G7',
