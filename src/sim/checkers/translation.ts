@@ -27,7 +27,7 @@ export class TranslationChecker implements Checker {
     const { secondary, svm, isSvmSynced, isCheckpointUnderWay } = this.#witness;
     if (node !== secondary || !isSvmSynced || isCheckpointUnderWay) return;
     const packet = parseIp(frame);
-    if (packet?.protocol !== PROTOCOL_TCP) return;
+    if (packet?.protocol !== PROTOCOL_TCP || packet.head.vlan !== svm.host.state.vlan) return;
     const segment = parseSegment(packet.payload);
     if (segment === undefined || (segment.flags & (ACK | SYN | RST)) !== ACK) return;
     // What was damaged on its way is passed on as it is, and refused by the SVM.
