@@ -190,10 +190,12 @@ export class PeerLink {
         },
         onEnd: (end) => this.#onEnd(connection(), node, session, end),
         onFrame: (kind, epoch, buffer, offset, length) => {
+          if (node.engine !== engine) return;
           this.#follow(node, kind, buffer.bytes.subarray(offset - VNET_HDR_BYTES, offset + length));
           engine.onPeerFrame(kind, epoch, buffer, offset, length, node.nowUs);
         },
         onMessage: (message) => {
+          if (node.engine !== engine) return;
           node.beforeMessage(message);
           engine.onPeerMessage(message, node.nowUs);
         },
@@ -207,7 +209,9 @@ export class PeerLink {
 
   #onEnd(connection: Connection, node: ProxyNode, session: LinkSession, end: LinkEnd): void {
     if (this.#live.get(node) === session) this.#live.delete(node);
-    if (end.wasUp && node.isAlive) {
+    const isCurrent =
+      node.isAlive && this.#ends[node.role].some((item) => item.session === session);
+    if (end.wasUp && isCurrent) {
       node.engine.onPeerDown(end.text, node.nowUs);
       node.settle();
     }
@@ -348,6 +352,7 @@ export class PeerLink {
   /** A node's process runs again: nothing of its old connections exists. */
   onNodeStarted(node: ProxyNode): void {
     for (const connection of this.#connections) connection.isBroken = true;
+    this.#ends[node.role] = [];
     if (node === this.#secondary) this.#connectLater(this.#options.reconnectUs);
   }
 }

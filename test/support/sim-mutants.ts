@@ -100,15 +100,6 @@ const OWN: readonly SimMutant[] = [
     seedsMax: 10,
   },
   {
-    guarantee: 'G5',
-    title: 'the secondary gives client frames to the SVM during a checkpoint',
-    file: SECONDARY,
-    search:
-      "if (!this.#keptClient.push(buffer, offset, length)) this.#dropped.add('client-kept-limit');\n      return;\n    }\n    if (this.#state !== 'protected') {",
-    replace: "}\n    if (this.#state !== 'protected' && this.#state !== 'checkpointing') {",
-    seedsMax: 400,
-  },
-  {
     guarantee: 'G4',
     title: 'a frame that the guest was given is changed in place',
     file: PRIMARY,

@@ -138,6 +138,8 @@ export class LivenessChecker implements Checker {
       ? 0
       : COMPARE_LAG_TIMEOUTS * config.compareTimeoutUs + config.minRunUs;
     const latestUs = nowUs - boundUs - SLACK_US;
+    const ackBoundUs = Math.min(boundUs, config.compareTimeoutUs + config.minRunUs);
+    const latestAckUs = nowUs - ackBoundUs - SLACK_US;
     // A checkpoint may have taken up what waited; then the bound counts anew from its end.
     if (Math.max(this.#freeSinceUs, disturbedUs) > latestUs) return;
     for (const [key, flow] of this.#flows) {
@@ -145,7 +147,7 @@ export class LivenessChecker implements Checker {
         this.#fail(key, 'output', flow.sinceUs);
         return;
       }
-      if (flow.ackSinceUs >= 0 && flow.ackSinceUs < latestUs) {
+      if (flow.ackSinceUs >= 0 && flow.ackSinceUs < latestAckUs) {
         this.#fail(key, 'an acknowledgement', flow.ackSinceUs);
         return;
       }
