@@ -78,6 +78,22 @@ describe('failover, handshakes', () => {
     expect(numbers(answer!).seq).toBe(primarySeq(0));
   });
 
+  it('does not learn from a damaged segment', () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN }));
+    w.svm(fromSvm(-1, '', { flags: TCP_SYN | TCP_ACK }));
+    w.failover();
+    const damaged = fromClient({ ack: primarySeq(0) });
+    const { buffer, offset, length } = damaged;
+    // One bit of the ACK number; the checksum stays.
+    const ackAt = offset + length - 12;
+    expect(buffer.view.getUint32(ackAt)).toBe(primarySeq(0));
+    buffer.bytes[ackAt]! ^= 0x20;
+    w.net(damaged);
+    const [segment] = w.net(fromClient({ ack: primarySeq(0), payload: 'true' }));
+    expect(numbers(segment!).ack).toBe(secondarySeq(0));
+  });
+
   it('believes no such segment from outside of the window', () => {
     const w = new SecondaryWorld().protect();
     w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN }));

@@ -22,6 +22,7 @@
  * @module
  */
 import type { FlowEntry } from '../flow/table.ts';
+import { isTransportChecksumRight } from '../wire/checksum.ts';
 import type { FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
 import { TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
@@ -223,8 +224,11 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
    *
    * After the failover (the copy of the PVM's SYN was lost with the primary) a later segment will do: the SVM has sent
    * nothing but its SYN-ACK, so no byte of the PVM was released, and no ACK can be beyond its SYN.
+   *
+   * A damaged segment, which the SVM refuses anyway, must not decide over the connection.
    */
   learnFromClient(info: FrameInfo, failedOver: boolean): void {
+    if (info.isFragment || !isTransportChecksumRight(info)) return;
     const { clientIsn } = this;
     const isSynAck = (info.tcpFlags & TCP_SYN) !== 0 && this.secondaryIsn !== undefined;
     const isFirst = clientIsn !== undefined && info.seq === seqAdd(clientIsn, 1);
