@@ -40,15 +40,17 @@ export class Machine {
     mood: ServiceMood,
     queue: EventQueue,
     entropy: Prng,
+    isnAnchor: number,
     emit: (frame: SimFrame) => void,
   ) {
     this.name = name;
     this.mood = mood;
     this.#queue = queue;
     this.#offsetUs = entropy.nextBelow(50_000_000);
-    this.host = new Host(name, state, new GuestService(mood), entropy, (frame) => {
+    const send = (frame: SimFrame): void => {
       if (this.isAlive) emit(frame);
-    });
+    };
+    this.host = new Host(name, state, new GuestService(mood), entropy, send, isnAnchor);
   }
 
   get isPaused(): boolean {

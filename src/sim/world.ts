@@ -260,7 +260,18 @@ export class World implements Witness {
       isHurried: false,
       randomPort,
     };
-    return new Machine(name, this.#guestState(), mood, this.queue, this.prng.fork(), emit);
+    // Not near each other's: a frame that waited in the SVM's card while its state was replaced still has the old numbers,
+    // and must not fit by chance (docs/SIMULATOR.md, what is left out).
+    const isnAnchor = name === 'pvm' ? 0x1_0000_0000 : 0x8000_0000;
+    return new Machine(
+      name,
+      this.#guestState(),
+      mood,
+      this.queue,
+      this.prng.fork(),
+      isnAnchor,
+      emit,
+    );
   }
 
   #path(name: string, kind: 'clientPath' | 'guestPath', deliver: (frame: SimFrame) => void): Path {

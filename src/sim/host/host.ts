@@ -172,6 +172,8 @@ export class Host {
   readonly #application: Application;
   readonly entropy: Prng;
   readonly #emit: (frame: SimFrame) => void;
+  /** Near which number many ISNs lie; see createConnection. */
+  readonly #isnAnchor: number;
   /** The host's own clock during a call. */
   nowUs: Micros = 0;
 
@@ -181,7 +183,9 @@ export class Host {
     application: Application,
     entropy: Prng,
     emit: (frame: SimFrame) => void,
+    isnAnchor = 0x1_0000_0000,
   ) {
+    this.#isnAnchor = isnAnchor;
     this.name = name;
     this.state = state;
     this.#application = application;
@@ -246,6 +250,7 @@ export class Host {
       { local: this.addressFor(remote), remote, localPort, remotePort },
       'syn-sent',
       this.entropy,
+      this.#isnAnchor,
     );
     const key = connectionKey(remote, remotePort, localPort);
     this.state.connections.set(key, connection);
@@ -409,6 +414,7 @@ export class Host {
         },
         'syn-received',
         this.entropy,
+        this.#isnAnchor,
       );
       acceptSyn(connection, segment);
       this.state.connections.set(key, connection);

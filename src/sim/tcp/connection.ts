@@ -146,10 +146,11 @@ export function createConnection(
   addresses: { local: string; remote: string; localPort: number; remotePort: number },
   state: TcpState,
   entropy: Prng,
+  isnAnchor = 0x1_0000_0000,
 ): TcpConnection {
-  // A third of all ISNs lie so close to 2^32 that the stream wraps at once.
+  // A third of all ISNs lie so close to 2^32 (or another place of interest) that the stream passes it at once.
   const iss = entropy.chance(0.33)
-    ? (0x1_0000_0000 - entropy.nextBetween(1, 20_000)) >>> 0
+    ? (isnAnchor - entropy.nextBetween(1, 20_000)) >>> 0
     : entropy.nextU32();
   const timestampOffset = entropy.chance(0.2)
     ? (0x1_0000_0000 - entropy.nextBetween(1, 5_000)) >>> 0
