@@ -78,6 +78,24 @@ describe('failover, handshakes', () => {
     expect(numbers(answer!).seq).toBe(primarySeq(0));
   });
 
+  it('keeps to one clock for a SYN-ACK that only the SVM has sent, so that PAWS refuses nothing', () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN, ...withTs(7, 0) }));
+    const synAck = { flags: TCP_SYN | TCP_ACK };
+    w.svm(fromSvm(-1, '', { ...synAck, ...withTs(SECONDARY_TSVAL, 7) }));
+    const [retained] = w.failover().filter(isTcp);
+    const first = timestamps(retained!).tsval;
+    const [again] = w.serve(fromSvm(-1, '', { ...synAck, ...withTs(SECONDARY_TSVAL + 1_000, 7) }));
+    expect(numbers(again!).seq).toBe(SECONDARY_ISN);
+    expect(timestamps(again!).tsval - first).toBe(1_000);
+    const ack = { seq: CLIENT_ISN + 1, ack: secondarySeq(0), ...withTs(9, first) };
+    expect(numbers(w.net(fromClient(ack))[0]!).ack).toBe(secondarySeq(0));
+    const data = { ...withTs(SECONDARY_TSVAL + 1_010, 9) };
+    const [answer] = w.serve(fromSvm(0, 'answer', data));
+    expect(numbers(answer!).seq).toBe(secondarySeq(0));
+    expect(timestamps(answer!).tsval - first).toBe(1_010);
+  });
+
   it('does not learn from a damaged segment', () => {
     const w = new SecondaryWorld().protect();
     w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN }));

@@ -144,10 +144,11 @@ export class SecondaryFlows {
       if (flow.onGuestSyn(info, options)) this.#retention.forget(flow);
       return;
     }
-    // A connection whose SYN the PVM had answered, and the SVM only now; or a SYN that is sent again.
-    const isOld =
-      flow.secondaryIsn === info.seq || (flow.secondaryIsn === undefined && !flow.isOpen);
-    if (isOld && flow.primaryIsn !== undefined && !flow.isNew) flow.onGuestSyn(info, options);
+    // A connection whose SYN the PVM had answered, and the SVM only now; or a SYN that is sent again, be it that nobody knows
+    // whether the client has one of the PVM (its first ACK will show).
+    const isAgain = flow.secondaryIsn === info.seq;
+    const isLate = flow.secondaryIsn === undefined && !flow.isOpen && flow.primaryIsn !== undefined;
+    if ((isAgain || isLate) && !flow.isNew) flow.onGuestSyn(info, options);
     else flow.beginUntranslated(info);
   }
 
