@@ -19,6 +19,9 @@ export const STEPS_DEFAULT = 2_500;
 const QUIET_US_MAX: Micros = 240 * US_PER_S;
 const QUIET_STEPS_MAX = 150_000;
 
+/** After the heal: nothing happens for so long. */
+const LULL_US: Micros = 50_000;
+
 /** Events between two looks at what no single event shows. */
 const PULSE_STEPS = 32;
 
@@ -121,7 +124,9 @@ class Run {
   #converge(world: World): RunResult {
     const deadlineUs = world.nowUs + QUIET_US_MAX;
     for (let i = 0; i < QUIET_STEPS_MAX; i++) {
-      if (i % PULSE_STEPS === 0) {
+      // Not only every so many events: the next one may be days away (a flow that ages).
+      const isQuiet = world.queue.nextUs() > world.nowUs + LULL_US;
+      if (isQuiet || i % PULSE_STEPS === 0) {
         this.#closeSessions(world);
         if (waitingFor(world) === '') break;
       }
