@@ -109,6 +109,23 @@ const OWN: readonly SimMutant[] = [
     seedsMax: 5,
   },
   {
+    guarantee: 'G7',
+    title: 'the flow table has no limit',
+    file: 'src/flow/table.ts',
+    search: 'if (this.#size < this.#flowsMax) return true;',
+    replace: 'if (this.#size >= 0) return true;',
+    seedsMax: 200,
+  },
+  {
+    guarantee: 'G7',
+    title: 'output at the limit is dropped without a word',
+    file: PRIMARY,
+    search:
+      "if (this.#heldBytes > 2 * heldBytesMax || flow.heldBytes > 2 * flowHeldBytesMax) {\n        this.#dropped.add('held-limit');",
+    replace: 'if (this.#heldBytes >= 0) {',
+    seedsMax: 100,
+  },
+  {
     guarantee: 'G6',
     title: 'a segment that waits arms no deadline',
     file: TCP,

@@ -180,7 +180,9 @@ function inputAck(
     connection.ackNow = true;
     return false;
   }
-  const window = segment.window * 2 ** connection.sndScale;
+  // RFC 7323 §2.2: the window of a SYN is never scaled.
+  const scale = (segment.flags & SYN) !== 0 ? 0 : connection.sndScale;
+  const window = segment.window * 2 ** scale;
   const isDuplicate =
     ack === connection.sndUna &&
     segmentLength(segment) === 0 &&
