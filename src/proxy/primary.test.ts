@@ -612,6 +612,27 @@ describe('PrimaryEngine, states (G9)', () => {
     expect(w.engine.state).toBe('syncing');
   });
 
+  it('never uses the epoch of an aborted checkpoint again: the secondary may have committed it', () => {
+    const w = new World().protect();
+    w.engine.checkpointBegin(w.nowUs);
+    w.engine.checkpointCommit(w.nowUs);
+    expect(w.engine.checkpointAbort('the commit took too long', w.nowUs).ok).toBe(true);
+    w.flush();
+    const begun = w.out.takeMessages().find((m) => m.type === 'checkpoint-begin');
+    w.engine.checkpointBegin(w.nowUs);
+    w.engine.checkpointCommit(w.nowUs);
+    w.flush();
+    const again = w.out.takeMessages().find((m) => m.type === 'checkpoint-begin');
+    expect(begun?.type === 'checkpoint-begin' && again?.type === 'checkpoint-begin').toBe(true);
+    if (begun?.type !== 'checkpoint-begin' || again?.type !== 'checkpoint-begin') return;
+    expect(again.epoch).toBeGreaterThan(begun.epoch);
+    // The answer to the aborted one is late: it is not the answer to this one.
+    w.engine.onPeerMessage({ type: 'checkpoint-committed', epoch: begun.epoch }, w.nowUs);
+    expect(w.engine.state).toBe('checkpointing');
+    w.engine.onPeerMessage({ type: 'checkpoint-committed', epoch: again.epoch }, w.nowUs);
+    expect(w.engine.state).toBe('protected');
+  });
+
   it('refuses to fail over', () => {
     expect(new World().engine.failover(true, 0).ok).toBe(false);
   });

@@ -166,7 +166,7 @@ export class PrimaryEngine implements Engine {
     if (this.#state !== 'unprotected') this.#unprotect('peer joined anew');
     this.#event('peer-up', 'The secondary has joined');
     this.#setState('syncing', 'peer joined, waiting for the first commit');
-    this.#wantSync();
+    this.#want('sync', '');
   }
 
   onPeerDown(reason: string, nowUs: Micros, hold = false): void {
@@ -490,10 +490,6 @@ export class PrimaryEngine implements Engine {
     );
   }
 
-  #wantSync(): void {
-    this.#want('sync', '');
-  }
-
   #sendRequest(nowUs: Micros): void {
     const request = this.#requests.take(nowUs);
     if (request === undefined) return;
@@ -541,6 +537,7 @@ export class PrimaryEngine implements Engine {
   /** The protection is lost although the peer is there: sync anew. */
   #fallBack(reason: string): void {
     if (this.#isHolding) {
+      if (this.#state === 'checkpointing') this.#epoch++;
       this.#setState('protected', `peer lost, output is held: ${reason}`);
       this.#takeUpKept();
       return;
@@ -548,7 +545,7 @@ export class PrimaryEngine implements Engine {
     this.#unprotect(reason);
     if (!this.#peerUp) return;
     this.#setState('syncing', reason);
-    this.#wantSync();
+    this.#want('sync', '');
   }
 
   #onRequestsIgnored(): void {
@@ -556,7 +553,7 @@ export class PrimaryEngine implements Engine {
     if (this.#state === 'syncing') {
       // Nothing is held and nothing is lost: go on asking.
       this.#requests.onEnd(this.#context.nowUs);
-      this.#wantSync();
+      this.#want('sync', '');
       return;
     }
     this.#fallBack('the VM layer does not answer checkpoint requests');
@@ -565,6 +562,8 @@ export class PrimaryEngine implements Engine {
   /** Everything held goes out: from here on the node serves without protection, and says so (G9). */
   #unprotect(reason: string): void {
     const wasHolding = this.#state === 'protected' || this.#state === 'checkpointing';
+    // The number of a checkpoint that did not end well is spent: the secondary may have committed it, its answer be on the way.
+    if (this.#state === 'checkpointing') this.#epoch++;
     this.#isHolding = false;
     this.#requests.clear();
     this.#requests.onEnd(this.#context.nowUs);

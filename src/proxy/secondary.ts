@@ -247,7 +247,10 @@ export class SecondaryEngine implements Engine {
         return;
       case 'checkpoint-commit':
         this.#commitCheckpoint(message.epoch);
-        this.#output.sendMessageToPeer({ type: 'checkpoint-committed', epoch: message.epoch });
+        // Not for an epoch that was given up here: its state is worth nothing.
+        if (this.#ready) {
+          this.#output.sendMessageToPeer({ type: 'checkpoint-committed', epoch: message.epoch });
+        }
         return;
       case 'checkpoint-abort':
         this.#onPeerAbort(message.reason);
