@@ -17,7 +17,7 @@ export const STEPS_DEFAULT = 2_500;
 
 /** After the heal: virtual time and events until everything must be done. */
 const QUIET_US_MAX: Micros = 240 * US_PER_S;
-const QUIET_STEPS_MAX = 150_000;
+const QUIET_STEPS_MAX = 600_000;
 
 /** After the heal: nothing happens for so long. */
 const LULL_US: Micros = 50_000;
