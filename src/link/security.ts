@@ -153,7 +153,7 @@ function readPeerKey(path: string): Uint8Array {
     throw new ColoError(
       'COLO_ERR_PEER_KEY_SIZE',
       `Cannot use the peer key ${path}: ${bytes} bytes, at least ${PEER_KEY_BYTES_MIN} are needed; ` +
-        `make one with: head -c 32 /dev/urandom > ${path}`,
+        `make one with: head -c 32 /dev/urandom | base64 -w 0 > ${path}`,
       { path },
     );
   }

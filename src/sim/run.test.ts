@@ -37,7 +37,7 @@ describe('runOnce()', () => {
 
   test('runs do what they are about: sessions, checkpoints, failovers, bytes', () => {
     const sum = { sessionsDone: 0, checkpoints: 0, failovers: 0, clientBytes: 0, compared: 0 };
-    for (let seed = 1; seed <= 12; seed++) {
+    for (let seed = 1; seed <= 24; seed++) {
       const { facts } = runOnce({ seed, steps: STEPS });
       for (const name of Object.keys(sum) as (keyof typeof sum)[]) sum[name] += facts[name];
     }

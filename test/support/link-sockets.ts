@@ -46,7 +46,7 @@ export class Bench {
   }
 
   /** Writes a file, by default a random key, of mode 0600. */
-  file(name: string, content: Uint8Array | string = randomBytes(32)): string {
+  file(name: string, content: Uint8Array | string = randomBytes(32).toString('base64')): string {
     const path = join(this.directory, name);
     writeFileSync(path, content, { mode: 0o600 });
     return path;
