@@ -11,14 +11,13 @@ import type { FlowStatus } from '../env/engine.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { ProgressEntry } from '../env/messages.ts';
 import {
-  FLOW_CLASS_NAMES,
-  FLOW_CLOSED,
   FLOW_DATAGRAM,
   FLOW_ESTABLISHED,
   FLOW_HALF_OPEN,
   type FlowClass,
   FlowTable,
 } from '../flow/table.ts';
+import { TCP_STATE_NAMES, tcpFlowClass } from '../flow/tcp-state.ts';
 import type { FrameInfo } from '../wire/frame.ts';
 import { TCP_SYN } from '../wire/tcp.ts';
 import type { PrimaryConfig } from './config.ts';
@@ -175,12 +174,7 @@ export class PrimaryFlows {
   }
 
   #classify(flow: TcpFlow): void {
-    let flowClass: FlowClass = FLOW_HALF_OPEN;
-    if (flow.closed) flowClass = FLOW_CLOSED;
-    else if (!flow.primaryEndKnown) return;
-    else if (flow.clientAckKnown || flow.handshake.primaryIsn === undefined) {
-      flowClass = FLOW_ESTABLISHED;
-    }
+    const flowClass = tcpFlowClass(flow.connection.state);
     if (this.#table.classOf(flow) !== flowClass) {
       this.#table.setClass(flow, flowClass, this.#context.nowUs);
     }
@@ -268,7 +262,7 @@ export class PrimaryFlows {
       if (list.length >= countMax) break;
       list.push({
         flow: this.#table.describeFlow(flow),
-        tcpState: FLOW_CLASS_NAMES[this.#table.classOf(flow)] ?? '',
+        tcpState: flow.kind === 'tcp' ? (TCP_STATE_NAMES[flow.connection.state] ?? '') : '',
         heldFrames: flow.heldFrames,
         heldBytes: flow.heldBytes,
         detail:

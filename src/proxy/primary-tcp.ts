@@ -20,6 +20,7 @@ import { AckGate } from '../compare/ack-gate.ts';
 import { STREAM_DIFFERENT_FIN, STREAM_EQUAL, StreamComparer } from '../compare/stream.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { CheckpointCause } from '../env/messages.ts';
+import { TcpTrack, trackTcp } from '../flow/tcp-state.ts';
 import { COMPARE_LAG_TIMEOUTS } from '../limits.ts';
 import type { FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
@@ -76,8 +77,8 @@ export class TcpFlow implements PrimaryFlowBase {
   readonly handshake = new Handshake();
   secondaryReset = false;
   primaryReset = false;
-  clientFin = false;
-  closed = false;
+  /** The connection's state, by which it ages. */
+  readonly connection = new TcpTrack();
 
   /** What could not (wholly) go out of the PVM's last ACK. */
   readonly heldAck: HeldAck;
@@ -108,6 +109,7 @@ export class TcpFlow implements PrimaryFlowBase {
 
   /** A segment of the client, on its way to both guests. */
   onClient(info: FrameInfo): void {
+    trackTcp(this.connection, info, false);
     const flags = info.tcpFlags;
     if ((flags & TCP_SYN) !== 0) {
       this.handshake.onClientSyn(info);
@@ -120,8 +122,6 @@ export class TcpFlow implements PrimaryFlowBase {
         this.clientAckKnown = true;
       }
     }
-    if ((flags & TCP_FIN) !== 0) this.clientFin = true;
-    if ((flags & TCP_RST) !== 0) this.closed = true;
   }
 
   // ------------------------------------------------------------------ egress
@@ -274,8 +274,6 @@ export class TcpFlow implements PrimaryFlowBase {
     this.clientAckKnown = false;
     this.pickupSeq = undefined;
     this.primaryReset = false;
-    this.closed = false;
-    if (isNew) this.clientFin = false;
     this.gate.primaryKnown = false;
     this.gate.emittedKnown = false;
     this.heldAck.drop();
@@ -307,18 +305,17 @@ export class TcpFlow implements PrimaryFlowBase {
   // ------------------------------------------------------------------ details: PVM segments
 
   #noteNumbers(info: FrameInfo): void {
+    trackTcp(this.connection, info, true);
     const flags = info.tcpFlags;
     const isSyn = (flags & TCP_SYN) !== 0;
     if ((flags & TCP_RST) !== 0) {
       this.primaryReset = true;
-      this.closed = true;
       return;
     }
     const end = seqAdd(info.seq, segmentLength(info));
     this.primaryEnd = this.primaryEndKnown ? seqMax(this.primaryEnd, end) : end;
     this.primaryEndKnown = true;
     if ((flags & TCP_ACK) !== 0) this.gate.onPrimary(info.ack, info.window, isSyn);
-    if ((flags & TCP_FIN) !== 0 && this.clientFin) this.closed = true;
   }
 
   /**

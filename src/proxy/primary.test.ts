@@ -523,6 +523,42 @@ describe('PrimaryEngine, liveness and limits', () => {
     expect(w.commit()).toHaveLength(7);
   });
 
+  it.each(['guest', 'client'])('forgets a connection that the %s closed first', (first) => {
+    const w = new World().protect();
+    w.open();
+    const close = {
+      guest: () => {
+        const ack = CLIENT_ISN + (first === 'guest' ? 1 : 2);
+        w.primary(data(0, '', { flags: TCP_ACK | TCP_FIN, ack }));
+        w.secondary(data(0, '', { flags: TCP_ACK | TCP_FIN, ack }));
+      },
+      client: () => {
+        const ack = PRIMARY_ISN + (first === 'guest' ? 2 : 1);
+        w.client(fromClient({ seq: CLIENT_ISN + 1, ack, flags: TCP_ACK | TCP_FIN }));
+      },
+    };
+    if (first === 'guest') {
+      close.guest();
+      close.client();
+      w.primary(data(1, '', { ack: CLIENT_ISN + 2 }));
+      w.secondary(data(1, '', { ack: CLIENT_ISN + 2 }));
+    } else {
+      close.client();
+      close.guest();
+      w.client(fromClient({ seq: CLIENT_ISN + 2, ack: PRIMARY_ISN + 2 }));
+    }
+    expect(w.engine.flows(10)).toMatchObject([{ tcpState: 'time-wait' }]);
+    w.pass(121_000_000);
+    expect(w.engine.status(w.nowUs).flows).toBe(0);
+  });
+
+  it('keeps a connection that a forged RST wants closed', () => {
+    const w = new World().protect();
+    w.open();
+    w.client(fromClient({ seq: CLIENT_ISN - 900_000, flags: TCP_RST }));
+    expect(w.engine.flows(10)).toMatchObject([{ tcpState: 'established' }]);
+  });
+
   it('survives a flood of SYNs with bounded flows', () => {
     const w = new World({ halfOpenFlowsMax: 100 }).protect();
     for (let port = 1; port <= 5_000; port++) {
