@@ -1,24 +1,27 @@
 /**
- * The lab's topology: a protected pair against the plain bridge with one guest, in one run. Needs root (or user namespaces) and,
- * for its transfers, iperf3 and curl as they are.
+ * The lab's topology: a protected pair against the plain bridge, with one guest and with two, in one run. Needs root (or
+ * user namespaces), iperf3 and wrk (`npm run bench` installs them where it may).
  *
- *     npm run bench:lab [-- SECONDS]
+ *     npm run bench:lab [-- [--seconds N] [--insecure] [--json]]
  *
  * | figure | how |
  * | --- | --- |
- * | download, upload | `iperf3`, one TCP flow, equal content on both guests (`--repeating-payload`) |
- * | requests | short connections to the guest's HTTP service, eight at a time: connect, 1 KiB answer, close |
- * | ping | ICMP echo round trip, median of 500 |
- * | curl | a download of 50 MB |
+ * | download, upload | `iperf3`, one TCP flow or eight, equal content on both guests (`--repeating-payload`) |
+ * | requests, p50, p99 | `wrk`, eight connections kept alive, answers of 1 KiB |
+ * | connections | short connections to the same service, eight at a time: connect, 1 KiB answer, close |
+ * | ping | ICMP echo round trip, median of 1,000 after 4,000 |
  *
- * The guests share two cores with the nodes and the client, so "plain, both" is the fairer limit: the same plain
- * bridge while a second guest, in namespaces of its own, serves the same load at the same time.
+ * The guests share the machine's cores with the nodes and the client, so "plain, both" is the fair limit: the same plain
+ * bridge while a second guest, in namespaces of its own, serves the same load at the same time. Every figure of the pair
+ * is taken on a pair of its own: the lab's checkpoints copy its own guest program only, so one asked for at the end of an
+ * iperf3 run (its closing report differs) would spoil the next.
  *
  * @module
  */
 import { type ChildProcess, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
+import { parseArgs } from 'node:util';
 import { Bench } from '../src/lab/bench.ts';
 import type { ClientCalls, ClientRequest, ClientResult } from '../src/lab/client/main.ts';
 import { sleep } from '../src/lab/clock.ts';
@@ -28,21 +31,30 @@ import type { Namespace } from '../src/lab/netns.ts';
 import { labModule } from '../src/lab/program.ts';
 import { enterSandbox, runInSandbox, sandboxDirectory } from '../src/lab/sandbox.ts';
 import { ADDRESSES, buildTopology, closeTopology } from '../src/lab/topology.ts';
-
-interface Figures {
-  readonly downloadMbit: number;
-  readonly uploadMbit: number;
-  readonly requestsPerSecond: number;
-  readonly pingMs: number;
-  readonly curlMbit: number;
-}
+import { printTable, type Row } from './report.ts';
 
 type AskClient = <N extends keyof ClientCalls>(
   request: { readonly type: N } & ClientCalls[N]['request'],
 ) => Promise<ClientCalls[N]['result']>;
 
+/** Where one measurement happens. */
+interface Place {
+  readonly client: Namespace;
+  readonly guests: readonly Namespace[];
+  readonly ask: AskClient;
+}
+
+/** Named figures; higher is better but for those in ms. */
+type Figures = Record<string, number>;
+type Measurement = (place: Place, seconds: number) => Promise<Figures>;
+
 const IPERF_PORT = 5_201;
-const CURL_BYTES = 50_000_000;
+const PING_WARM_UP = 4_000;
+const PINGS = 1_000;
+const CONNECTIONS_WARM_UP = 1_000;
+const CONNECTIONS = 2_000;
+const CONCURRENCY = 8;
+const ANSWER_BYTES = 1_024;
 
 async function output(child: ChildProcess): Promise<string> {
   let text = '';
@@ -54,68 +66,85 @@ async function output(child: ChildProcess): Promise<string> {
   return text;
 }
 
-async function iperf(client: Namespace, seconds: number, reverse: boolean): Promise<number> {
-  const args = ['-c', ADDRESSES[4].guest, '-p', String(IPERF_PORT), '-t', String(seconds), '-J'];
-  args.push('--repeating-payload', ...(reverse ? ['-R'] : []));
-  const text = await output(client.spawn('iperf3', args, { stdio: ['ignore', 'pipe', 'inherit'] }));
-  const { end } = JSON.parse(text) as { end: { sum_received: { bits_per_second: number } } };
-  return end.sum_received.bits_per_second / 1e6;
+/** The first second, in which TCP and the nodes come to speed, is left out (`-O 1`). */
+function iperf(name: string, flows: number, isReverse: boolean): Measurement {
+  return async ({ client, guests }, seconds) => {
+    const servers = guests.map((guest) =>
+      guest.spawn('iperf3', ['-s', '-p', String(IPERF_PORT)], { stdio: 'ignore' }),
+    );
+    await sleep(300);
+    try {
+      const args = ['-c', ADDRESSES[4].guest, '-p', String(IPERF_PORT), '-t', String(seconds)];
+      args.push('-O', '1', '-J', '-P', String(flows), '--repeating-payload');
+      if (isReverse) args.push('-R');
+      const stdio = ['ignore', 'pipe', 'inherit'] as const;
+      const text = await output(client.spawn('iperf3', args, { stdio: [...stdio] }));
+      const { end } = JSON.parse(text) as { end: { sum_received: { bits_per_second: number } } };
+      return { [name]: end.sum_received.bits_per_second / 1e6 };
+    } finally {
+      for (const server of servers) server.kill('SIGKILL');
+    }
+  };
 }
 
-async function curl(client: Namespace): Promise<number> {
-  const url = `http://${ADDRESSES[4].guest}/bytes/${CURL_BYTES}`;
-  const args = ['-sS', '-o', '/dev/null', '-w', '%{size_download} %{time_total}', url];
-  const text = await output(client.spawn('curl', args, { stdio: ['ignore', 'pipe', 'inherit'] }));
-  const [bytes = 0, seconds = 0] = text.split(' ').map(Number);
-  if (bytes !== CURL_BYTES) throw new Error(`curl got ${bytes} bytes`);
-  return (bytes * 8) / seconds / 1e6;
+async function ping({ ask }: Place): Promise<Figures> {
+  const call = { type: 'ping', family: 4, bytes: 56, timeoutMs: 1_000 } as const;
+  await ask({ ...call, count: PING_WARM_UP });
+  return { 'ping ms': (await ask({ ...call, count: PINGS })).msMedian };
 }
 
-/**
- * iperf3's servers are started anew for each run: they report times at its end, which differ, and the lab's checkpoints copy
- * only its own guest program.
- */
-async function iperfRun(
-  client: Namespace,
-  guests: readonly Namespace[],
-  seconds: number,
-  reverse: boolean,
-): Promise<number> {
-  const servers = guests.map((guest) =>
-    guest.spawn('iperf3', ['-s', '-p', String(IPERF_PORT)], { stdio: 'ignore' }),
-  );
-  await sleep(300);
-  try {
-    return await iperf(client, seconds, reverse);
-  } finally {
-    for (const server of servers) server.kill('SIGKILL');
-  }
-}
-
-async function measure(
-  client: Namespace,
-  guests: readonly Namespace[],
-  ask: AskClient,
-  seconds: number,
-): Promise<Figures> {
-  const pingMs = (await ask({ type: 'ping', family: 4, count: 500, bytes: 56, timeoutMs: 1_000 }))
-    .msMedian;
-  const short = await ask({
+async function connections({ ask }: Place): Promise<Figures> {
+  const call = {
     type: 'short',
     family: 4,
-    count: 1_000,
-    concurrency: 8,
-    bytesEach: 1_024,
-  });
-  if (short.completed !== 1_000 || short.wrong > 0) throw new Error(JSON.stringify(short));
-  const curlMbit = await curl(client);
-  const downloadMbit = await iperfRun(client, guests, seconds, true);
-  const uploadMbit = await iperfRun(client, guests, seconds, false);
-  return { downloadMbit, uploadMbit, requestsPerSecond: 1_000 / short.seconds, pingMs, curlMbit };
+    concurrency: CONCURRENCY,
+    bytesEach: ANSWER_BYTES,
+  } as const;
+  await ask({ ...call, count: CONNECTIONS_WARM_UP });
+  const short = await ask({ ...call, count: CONNECTIONS });
+  if (short.completed !== CONNECTIONS || short.wrong > 0) throw new Error(JSON.stringify(short));
+  return { 'connections/s': CONNECTIONS / short.seconds };
 }
 
+/** wrk's own report: it prints durations as `123.00us`, `1.23ms`, `1.00s`. */
+function wrkFigure(text: string, pattern: RegExp): number {
+  const [, number = '', unit = ''] = pattern.exec(text) ?? [];
+  const scale = { us: 1e-3, ms: 1, s: 1e3, '': 1 }[unit];
+  if (number === '' || scale === undefined) throw new Error(`wrk printed: ${text}`);
+  return Number(number) * scale;
+}
+
+async function requests({ client }: Place, seconds: number): Promise<Figures> {
+  const url = `http://${ADDRESSES[4].guest}/bytes/${ANSWER_BYTES}`;
+  const args = ['-t', '1', '-c', String(CONCURRENCY), '--latency'];
+  const run = (duration: number): Promise<string> =>
+    output(
+      client.spawn('wrk', [...args, '-d', String(duration), url], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      }),
+    );
+  await run(2);
+  const text = await run(seconds);
+  if (/Non-2xx|Socket errors/.test(text)) throw new Error(text);
+  return {
+    'requests/s': wrkFigure(text, /Requests\/sec:\s+([\d.]+)()/),
+    'request p50 ms': wrkFigure(text, /50%\s+([\d.]+)(us|ms|s)/),
+    'request p99 ms': wrkFigure(text, /99%\s+([\d.]+)(us|ms|s)/),
+  };
+}
+
+const MEASUREMENTS: readonly Measurement[] = [
+  ping,
+  connections,
+  requests,
+  iperf('download Mbit/s', 1, true),
+  iperf('upload Mbit/s', 1, false),
+  iperf('download x8 Mbit/s', 8, true),
+  iperf('upload x8 Mbit/s', 8, false),
+];
+
 /** One guest behind a plain bridge, with a client of its own. */
-async function plain(seconds: number): Promise<Figures> {
+async function plain(measure: Measurement, seconds: number): Promise<Figures> {
   const topology = buildTopology({ impaired: false, plain: true });
   const guest = new GuestProcess(topology.pvm);
   const channel = new ProcessChannel<ClientRequest, ClientResult>(
@@ -129,7 +158,7 @@ async function plain(seconds: number): Promise<Figures> {
   const ask: AskClient = (request) =>
     channel.ask(request as unknown as ClientRequest, 120_000) as Promise<never>;
   try {
-    return await measure(topology.client, [topology.pvm], ask, seconds);
+    return await measure({ client: topology.client, guests: [topology.pvm], ask }, seconds);
   } finally {
     await Promise.all([guest.kill(), channel.kill()]);
     closeTopology(topology);
@@ -137,69 +166,85 @@ async function plain(seconds: number): Promise<Figures> {
 }
 
 /** Two plain pairs at the same time; the mean of both. */
-async function plainBoth(seconds: number): Promise<Figures> {
-  const all = await Promise.all([plain(seconds), plain(seconds)]);
-  const mean = (key: keyof Figures): number => (all[0]![key] + all[1]![key]) / 2;
-  return {
-    downloadMbit: mean('downloadMbit'),
-    uploadMbit: mean('uploadMbit'),
-    requestsPerSecond: mean('requestsPerSecond'),
-    pingMs: mean('pingMs'),
-    curlMbit: mean('curlMbit'),
-  };
+async function plainBoth(measure: Measurement, seconds: number): Promise<Figures> {
+  const [a, b] = await Promise.all([plain(measure, seconds), plain(measure, seconds)]);
+  return Object.fromEntries(
+    Object.entries(a).map(([name, value]) => [name, (value + b[name]!) / 2]),
+  );
 }
 
-async function protectedPair(directory: string, seconds: number): Promise<Figures> {
-  const bench = await Bench.start({ directory: join(directory, 'bench'), family: 4, seed: 0 });
+async function protectedPair(
+  measure: Measurement,
+  seconds: number,
+  directory: string,
+  insecureLink: boolean,
+): Promise<Figures> {
+  const options = {
+    directory,
+    family: 4,
+    seed: 0,
+    insecureLink,
+  } as const;
+  const bench = await Bench.start(options);
   const { client, pvm, svm } = bench.topology;
   try {
     const ask: AskClient = (request) => bench.client(request as never) as Promise<never>;
-    const figures = await measure(client, [pvm, svm], ask, seconds);
-    for (const daemon of [bench.primary, bench.secondary]) {
-      const status = await daemon.status();
-      console.error(JSON.stringify(status));
-    }
-    return figures;
+    return await measure({ client, guests: [pvm, svm], ask }, seconds);
   } finally {
     await bench.close();
   }
 }
 
-function row(figures: Figures): Record<string, string> {
-  return {
-    'download Mbit/s': figures.downloadMbit.toFixed(0),
-    'upload Mbit/s': figures.uploadMbit.toFixed(0),
-    'requests/s': figures.requestsPerSecond.toFixed(0),
-    'ping ms': figures.pingMs.toFixed(3),
-    'curl Mbit/s': figures.curlMbit.toFixed(0),
-  };
+function ratio(pair: Figures, base: Figures): Row {
+  return Object.fromEntries(
+    Object.entries(pair).map(([name, value]) => [
+      name,
+      name.startsWith('ping')
+        ? `+${(value - base[name]!).toFixed(3)}`
+        : `${((100 * value) / base[name]!).toFixed(0)} %`,
+    ]),
+  );
 }
 
-function ratio(a: Figures, b: Figures): Record<string, string> {
-  const percent = (key: keyof Figures): string => `${((100 * a[key]) / b[key]).toFixed(0)} %`;
-  return {
-    'download Mbit/s': percent('downloadMbit'),
-    'upload Mbit/s': percent('uploadMbit'),
-    'requests/s': percent('requestsPerSecond'),
-    'ping ms': `+${(a.pingMs - b.pingMs).toFixed(3)}`,
-    'curl Mbit/s': percent('curlMbit'),
-  };
+function row(figures: Figures): Row {
+  return Object.fromEntries(
+    Object.entries(figures).map(([name, value]) => [
+      name,
+      value.toFixed(name.endsWith('ms') ? 3 : 0),
+    ]),
+  );
 }
 
 async function main(): Promise<number> {
-  for (const program of ['iperf3', 'curl']) {
-    if (spawnSync(program, ['--version']).status === 0) continue;
+  const { values } = parseArgs({
+    options: {
+      seconds: { type: 'string', default: '5' },
+      insecure: { type: 'boolean', default: false },
+      json: { type: 'boolean', default: false },
+    },
+  });
+  for (const program of ['iperf3', 'wrk']) {
+    if (spawnSync(program, ['-v']).error === undefined) continue;
     console.error(`Cannot measure without ${program}: apt-get install ${program}`);
     return 71;
   }
   const directory = sandboxDirectory();
   if (directory === undefined) return runInSandbox();
   enterSandbox((exitCode) => process.exit(exitCode));
-  const seconds = Number(process.argv[2] ?? 5);
-  const bridge = await plain(seconds);
-  const both = await plainBoth(seconds);
-  const pair = await protectedPair(directory, seconds);
-  console.table({
+  const seconds = Number(values.seconds);
+  const bridge: Figures = {};
+  const both: Figures = {};
+  const pair: Figures = {};
+  for (const [index, measure] of MEASUREMENTS.entries()) {
+    console.error(`${index + 1} of ${MEASUREMENTS.length} ...`);
+    // One after the other, so that a change of the machine's speed touches all three.
+    Object.assign(bridge, await plain(measure, seconds));
+    Object.assign(both, await plainBoth(measure, seconds));
+    const place = join(directory, `pair-${index}`);
+    Object.assign(pair, await protectedPair(measure, seconds, place, values.insecure));
+  }
+  if (values.json) process.stdout.write(`${JSON.stringify({ bridge, both, pair })}\n`);
+  printTable({
     'plain bridge': row(bridge),
     'plain, both guests': row(both),
     'protected pair': row(pair),

@@ -33,6 +33,8 @@ export interface BenchOptions {
   readonly impairment?: Impairment | undefined;
   /** Of the impairment. */
   readonly seed: number;
+  /** A peer link without encryption; default: a pre-shared key. */
+  readonly insecureLink?: boolean;
 }
 
 /** @throws ColoError `COLO_ERR_LAB_SCENARIO` when `condition` does not hold */
@@ -97,13 +99,14 @@ export class Bench {
       namespace: this.topology.pn,
       directory,
       requestPipe,
+      insecureLink: this.#options.insecureLink ?? false,
     });
     this.secondary = this.#newSecondary();
   }
 
   #newSecondary(): Daemon {
-    const { directory } = this.#options;
-    return new Daemon({ role: 'secondary', namespace: this.topology.sn, directory });
+    const { directory, insecureLink = false } = this.#options;
+    return new Daemon({ role: 'secondary', namespace: this.topology.sn, directory, insecureLink });
   }
 
   async #begin(): Promise<void> {

@@ -46,6 +46,8 @@ export interface DaemonOptions {
   /** Named pipe to which checkpoint requests are written; primary only. */
   readonly requestPipe?: string;
   readonly compareTimeoutMs?: number;
+  /** A peer link without encryption; default: a pre-shared key. */
+  readonly insecureLink?: boolean;
 }
 
 export class Daemon {
@@ -183,11 +185,12 @@ export class Daemon {
 }
 
 function daemonArguments(options: DaemonOptions, controlPath: string): string[] {
-  const { role, directory, requestPipe, compareTimeoutMs } = options;
+  const { role, directory, requestPipe, compareTimeoutMs, insecureLink = false } = options;
   const address = `${PEER_ADDRESSES.pn}:${PEER_PORT}`;
   const common = [
     ...['--guest', 'packet:tap0', '--net', 'packet:cp0'],
-    ...['--peer-key', peerKeyFile(directory), '--peer-timeout', `${PEER_TIMEOUT_MS}`],
+    ...(insecureLink ? ['--peer-insecure'] : ['--peer-key', peerKeyFile(directory)]),
+    ...['--peer-timeout', `${PEER_TIMEOUT_MS}`],
     ...['--control', controlPath, '--log-level', 'debug'],
   ];
   if (role === 'secondary') return ['secondary', ...common, '--peer', `connect:${address}`];

@@ -40,6 +40,7 @@ export interface PingResult {
   readonly msMax: number;
 }
 
+const CONTENT_SEED = 1;
 const ECHO_HEADER_BYTES = 8;
 const ECHO_REQUEST = { 4: 8, 6: 128 } as const;
 const ECHO_REPLY = { 4: 0, 6: 129 } as const;
@@ -77,7 +78,7 @@ function buildEcho({ family, bytes }: PingRequest, sequence: number): Uint8Array
   echo[6] = sequence >>> 8;
   echo[7] = sequence & 0xff;
   for (let at = 0; at < bytes; ) {
-    const piece = contentAt(sequence, at, bytes - at);
+    const piece = contentAt(CONTENT_SEED, sequence * bytes + at, bytes - at);
     echo.set(piece, ECHO_HEADER_BYTES + at);
     at += piece.length;
   }
