@@ -5,8 +5,7 @@
  * @module
  */
 import { readFileSync } from 'node:fs';
-import { Argument, Command, InvalidArgumentError, Option } from 'commander';
-import { ColoError } from '../base/error.ts';
+import { Argument, Command, Option } from 'commander';
 import type { Role } from '../env/messages.ts';
 import { CONTROL_FLOWS_MAX, EVENTS_KEPT_MAX } from '../limits.ts';
 import { LOG_LEVELS } from '../observe/levels.ts';
@@ -14,6 +13,8 @@ import type { SimOptions } from '../sim/main.ts';
 import { parseEndpoint } from '../vm/endpoint.ts';
 import { parseNfnetlinkSpec, parsePeerLossSpec, parseVmSpec } from '../vm/spec.ts';
 import { isNfnetlinkCtl, nfnetlinkCtlCommand } from './args-nfnetlink.ts';
+import { checked as argument, compareCommand } from './args-sockets.ts';
+import type { CompareFlags } from './compare.ts';
 import type { CtlCommand, CtlOptions } from './ctl.ts';
 import type { LabOptions } from './experiments.ts';
 import type { NfnetlinkCtlOptions, NfnetlinkVerb } from './nfnetlink-verbs.ts';
@@ -31,6 +32,7 @@ import {
 /** What the command line can start. Each returns the exit code. */
 export interface Actions {
   node(role: Role, flags: GivenSettings, configPath: string | undefined): Promise<number>;
+  compare(flags: CompareFlags): Promise<number>;
   ctl(command: CtlCommand, options: CtlOptions): Promise<number>;
   nfnetlink(verbs: readonly NfnetlinkVerb[], options: NfnetlinkCtlOptions): Promise<number>;
   lab(options: LabOptions): Promise<number>;
@@ -69,6 +71,7 @@ export function buildProgram(
     .addHelpText('after', HELP_EXAMPLES);
   program.addCommand(nodeCommand('primary', actions, onExit));
   program.addCommand(nodeCommand('secondary', actions, onExit));
+  program.addCommand(compareCommand(async (flags) => onExit(await actions.compare(flags))));
   program.addCommand(
     isNfnetlinkCtl(args)
       ? nfnetlinkCtlCommand(argument(parseNfnetlinkSpec), async (verbs, options) =>
@@ -297,18 +300,6 @@ function passOption(): Option {
 
 function option<T>(flags: string, text: string, parse: (text: string) => T): Option {
   return new Option(flags, text).argParser(argument(parse));
-}
-
-/** commander names the flag before the text of an InvalidArgumentError. */
-function argument<T>(parse: (text: string) => T): (text: string) => T {
-  return (text) => {
-    try {
-      return parse(text);
-    } catch (error) {
-      if (error instanceof ColoError) throw new InvalidArgumentError(error.message);
-      throw error;
-    }
-  };
 }
 
 function allCommands(command: Command): Command[] {

@@ -14,6 +14,7 @@ import { ConnectingLink } from '../link/connect.ts';
 import { ListeningLink } from '../link/listen.ts';
 import { type LinkSecurityOptions, loadLinkSecurity } from '../link/security.ts';
 import { EventRing } from '../observe/events.ts';
+import type { LogLevel } from '../observe/levels.ts';
 import { createLog, type NodeLog } from '../observe/log.ts';
 import { nowUs } from '../os/clock.ts';
 import { openPort } from '../port/open.ts';
@@ -37,15 +38,45 @@ import {
  * @returns the exit code
  * @throws ColoError when it cannot start
  */
-export async function runDaemon(settings: NodeSettings): Promise<number> {
-  const log = createLog({
-    level: settings.logLevel,
-    json: settings.json,
-    role: settings.role,
+export function runDaemon(settings: NodeSettings): Promise<number> {
+  return supervise(settings, settings.role, describe(settings), async (log) => {
+    const ports = await openAll([settings.guest, settings.net]);
+    const [guest, net] = ports;
+    try {
+      return createRunner(settings, log, { guest: guest!, net: net! });
+    } catch (error) {
+      await closeAll(ports);
+      throw error;
+    }
   });
+}
+
+/** What every kind of node has: a log and perhaps a control socket. */
+export interface SupervisedSettings {
+  readonly control: string | undefined;
+  readonly logLevel: LogLevel;
+  readonly json: boolean;
+}
+
+/**
+ * Makes a runner, serves its control socket, and runs it until a signal or a fault ends it.
+ *
+ * @param name in every line of the log
+ * @param facts what the log says once it has started
+ * @param createNode what it has opened it closes again when it throws
+ * @returns the exit code
+ * @throws ColoError when it cannot start
+ */
+export async function supervise(
+  settings: SupervisedSettings,
+  name: string,
+  facts: Record<string, unknown>,
+  createNode: (log: Log) => Promise<NodeRunner>,
+): Promise<number> {
+  const log = createLog({ level: settings.logLevel, json: settings.json, role: name });
   const restore = catchStrays(log);
   try {
-    const end = await runNode(settings, log);
+    const end = await runNode(settings, log, facts, await createNode(log));
     log.info({ exitCode: end.exitCode }, 'Ended');
     return end.exitCode;
   } finally {
@@ -54,46 +85,55 @@ export async function runDaemon(settings: NodeSettings): Promise<number> {
   }
 }
 
-async function runNode(settings: NodeSettings, log: Log): Promise<NodeEnd> {
-  const ports = await openPorts(settings);
-  let runner: NodeRunner | undefined;
+async function runNode(
+  settings: SupervisedSettings,
+  log: Log,
+  facts: Record<string, unknown>,
+  runner: NodeRunner,
+): Promise<NodeEnd> {
   let control: ControlServer | undefined;
   let isStarted = false;
   try {
-    runner = createRunner(settings, log, ports);
-    control = await startControl(settings, log, runner);
+    control = await startControl(settings.control, log, runner);
     const stopSignals = onStopSignals(log, runner);
     try {
       await runner.start();
       isStarted = true;
-      log.info(describe(settings), 'Started');
+      log.info(facts, 'Started');
       return await runner.ended;
     } finally {
       stopSignals();
     }
   } finally {
     await control?.close();
-    if (!isStarted) await (runner?.stop('cannot start') ?? closePorts(ports));
+    if (!isStarted) await runner.stop('cannot start');
   }
+}
+
+/**
+ * Opens ports in their order; all or none.
+ *
+ * @throws ColoError as `openPort`
+ */
+export async function openAll(specs: readonly string[]): Promise<Port[]> {
+  const ports: Port[] = [];
+  try {
+    for (const spec of specs) ports.push(await openPort(spec));
+    return ports;
+  } catch (error) {
+    await closeAll(ports);
+    throw error;
+  }
+}
+
+/** Closes ports; never rejects. */
+export async function closeAll(ports: readonly Port[]): Promise<void> {
+  await Promise.allSettled(ports.map((port) => port.close()));
 }
 
 interface Ports {
   readonly guest: Port;
   readonly net: Port;
-}
-
-async function openPorts(settings: NodeSettings): Promise<Ports> {
-  const guest = await openPort(settings.guest);
-  try {
-    return { guest, net: await openPort(settings.net) };
-  } catch (error) {
-    await guest.close();
-    throw error;
-  }
-}
-
-async function closePorts(ports: Ports): Promise<void> {
-  await Promise.allSettled([ports.guest.close(), ports.net.close()]);
 }
 
 function createRunner(settings: NodeSettings, log: Log, ports: Ports): NodeRunner {
@@ -154,12 +194,12 @@ function securityOptions(security: PeerSecuritySettings): LinkSecurityOptions {
 }
 
 async function startControl(
-  settings: NodeSettings,
+  path: string | undefined,
   log: Log,
   runner: NodeRunner,
 ): Promise<ControlServer | undefined> {
-  if (settings.control === undefined) return undefined;
-  const control = new ControlServer(settings.control, runner, log);
+  if (path === undefined) return undefined;
+  const control = new ControlServer(path, runner, log);
   await control.start();
   return control;
 }

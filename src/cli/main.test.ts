@@ -24,6 +24,7 @@ async function run(line: string, result: number | Error = 0): Promise<Run> {
   };
   const actions: Actions = {
     node: action,
+    compare: action,
     ctl: action,
     nfnetlink: action,
     lab: action,
@@ -45,6 +46,41 @@ async function run(line: string, result: number | Error = 0): Promise<Run> {
 }
 
 describe('command line', () => {
+  it('reads every flag of compare', async () => {
+    const { given, code } = await run(
+      'compare --primary-in qemu:tcp:127.0.0.1:9001 --secondary-in qemu:tcp:0.0.0.0:9004,server ' +
+        '--out qemu:unix:/o --vnet-hdr-support --vm qmp:unix:/q --notify 127.0.0.1:9000 --compare-timeout 3000 ' +
+        '--expired-scan-cycle 1000 --max-queue-size 1024 --min-run 50 --pass tcp:3389 --on-peer-loss hold ' +
+        '--control /c --log-level warn --json',
+    );
+    expect(code).toBe(0);
+    expect(given).toEqual([
+      {
+        primaryIn: 'qemu:tcp:127.0.0.1:9001',
+        secondaryIn: 'qemu:tcp:0.0.0.0:9004,server',
+        out: 'qemu:unix:/o',
+        vnetHdrSupport: true,
+        vm: { kind: 'qmp', endpoint: { kind: 'unix', path: '/q' } },
+        notify: { kind: 'tcp', host: '127.0.0.1', port: 9_000 },
+        compareTimeout: 3_000_000,
+        expiredScanCycle: 1_000_000,
+        maxQueueSize: 1_024,
+        minRun: 50_000,
+        pass: [{ protocol: 6, port: 3_389 }],
+        onPeerLoss: { kind: 'hold' },
+        control: '/c',
+        logLevel: 'warn',
+        json: true,
+      },
+    ]);
+  });
+
+  it('wants the three ports of compare', async () => {
+    const { code, err } = await run('compare --primary-in qemu:unix:/p --out qemu:unix:/o');
+    expect(code).toBe(64);
+    expect(err).toMatch(/--secondary-in/);
+  });
+
   it('reads every flag of primary', async () => {
     const { given, code } = await run(
       'primary --guest packet:tap0 --net packet:eth0 --peer listen:[2001:db8::1]:9000 --peer-key /k ' +

@@ -25,6 +25,10 @@ const ACTIONS: Actions = {
     const { runDaemon } = await import('./daemon.ts');
     return runDaemon(settings);
   },
+  compare: async (flags) => {
+    const { runCompare } = await import('./compare.ts');
+    return runCompare(flags);
+  },
   ctl: async (command, options) => {
     const { runCtl } = await import('./ctl.ts');
     return runCtl(command, options, PROCESS_IO);

@@ -146,6 +146,11 @@ export class NodeRunner implements ControlHandlers, VmEvents {
       this.#engine.onGuestFrame(buffer, offset, length, this.#now());
   }
 
+  /** Time of the batch under way, for a port that calls the engine itself. */
+  get batchUs(): Micros {
+    return this.#now();
+  }
+
   /** What the peer link writes into its hellos. */
   get local(): LocalNode {
     const { role, epoch, state } = this.#engine;

@@ -218,7 +218,8 @@ function missing(code: string, flag: string, file: GivenSettings | undefined): C
   return new ColoError(code, `Missing ${flag}${where}`);
 }
 
-function randomHashKey(): HashKey {
+/** A secret for the flow table of one process. */
+export function randomHashKey(): HashKey {
   const bytes = randomBytes(8);
   return { low: bytes.readInt32LE(0), high: bytes.readInt32LE(4) };
 }

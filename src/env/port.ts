@@ -34,5 +34,10 @@ export interface Port {
   send(buffer: FrameBuffer, offset: number, length: number): void;
   /** Sends all queued frames (sendmmsg). Afterwards no borrowed memory is referenced. */
   flush(): void;
+  /**
+   * Of ports whose other side comes and goes (streams): `listener` hears of each change, perhaps out of any other call. A port
+   * without it always has another side.
+   */
+  onConnection?(listener: (isConnected: boolean) => void): void;
   close(): Promise<void>;
 }

@@ -86,6 +86,7 @@ export class QemuPort implements Port {
   #connection: Connection | undefined;
   #reconnectTimer: NodeJS.Timeout | undefined;
   #onReadable: () => void = () => {};
+  #onConnection: (isConnected: boolean) => void = () => {};
   #vnetHeaderBytes = VNET_HEADER_BYTES_DEFAULT;
   #closed = false;
 
@@ -122,6 +123,10 @@ export class QemuPort implements Port {
     } else {
       this.#connect();
     }
+  }
+
+  onConnection(listener: (isConnected: boolean) => void): void {
+    this.#onConnection = listener;
   }
 
   receive(handler: FrameHandler): number {
@@ -308,6 +313,7 @@ export class QemuPort implements Port {
     this.#connection = { fd, poller, decoder };
     this.#vnetHeaderBytes = VNET_HEADER_BYTES_DEFAULT;
     poller.watchReadable();
+    this.#onConnection(true);
   }
 
   #disconnect(): void {
@@ -318,6 +324,7 @@ export class QemuPort implements Port {
     close(connection.fd);
     this.#sender.reset();
     if (this.#closed) return;
+    this.#onConnection(false);
     if (this.#options.isServer) this.#listener?.watch(true, false);
     else this.#reconnectLater();
   }

@@ -1,0 +1,90 @@
+/**
+ * The command line of what stands in the place of QEMU's network objects.
+ *
+ * @module
+ */
+import { Command, InvalidArgumentError, Option } from 'commander';
+import { ColoError } from '../base/error.ts';
+import { LOG_LEVELS } from '../observe/levels.ts';
+import { parseEndpoint } from '../vm/endpoint.ts';
+import { parsePeerLossSpec, parseVmSpec } from '../vm/spec.ts';
+import type { CompareFlags } from './compare.ts';
+import { type PassValue, parseCount, parseMilliseconds, parsePass, parsePath } from './values.ts';
+
+/** Runs an action and passes its exit code on. */
+export type RunCommand<F> = (flags: F) => Promise<void>;
+
+/** Packets of 2 KiB: at most 2 GiB of one connection. */
+const QUEUE_PACKETS_MAX = 1_048_576;
+
+const COMPARE_HELP = `
+PORT is qemu:unix:PATH[,server] or qemu:tcp:HOST:PORT[,server]: the other end of a socket chardev of QEMU's filters.
+In QEMU's documented layout, with the colo-compare object and its chardevs compare0-0, compare1, compare_out0 left out:
+
+  colo-proxy compare --primary-in qemu:tcp:127.0.0.1:9001 --secondary-in qemu:tcp:0.0.0.0:9004,server \\
+                     --out qemu:tcp:127.0.0.1:9005 --vm qmp:unix:/run/pvm.qmp --control /run/colo-compare.sock
+
+Checkpoints are asked for, and told, through --vm (qmp: of the primary QEMU) or --notify (libxl connects there).
+Until the first one, and while nobody is connected to --secondary-in, the primary's frames pass uncompared.`;
+
+export function compareCommand(run: RunCommand<CompareFlags>): Command {
+  const command = new Command('compare')
+    .description("Takes the place of QEMU's colo-compare object, between its sockets")
+    .addOption(required('--primary-in <port>', "the primary guest's frames"))
+    .addOption(required('--secondary-in <port>', "the secondary guest's frames, rewritten"))
+    .addOption(required('--out <port>', 'where released frames go'))
+    .option('--vnet-hdr-support', 'the filters have vnet_hdr_support')
+    .addOption(value('--vm <driver>', 'qmp:ADDRESS, exec:COMMAND or none (ctl)', parseVmSpec))
+    .addOption(value('--notify <address>', 'HOST:PORT or unix:PATH, for libxl', parseEndpoint))
+    .addOption(value('--compare-timeout <ms>', 'wait for the other guest', parseMilliseconds))
+    .addOption(value('--expired-scan-cycle <ms>', 'taken, of no effect', parseMilliseconds))
+    .addOption(
+      value('--max-queue-size <n>', 'packets held of a connection', (text) =>
+        parseCount(text, 1, QUEUE_PACKETS_MAX),
+      ),
+    )
+    .addOption(value('--min-run <ms>', 'least time between two checkpoints', parseMilliseconds))
+    .addOption(
+      new Option('--pass <proto:port>', 'do not compare this port; may be repeated').argParser(
+        (given, earlier: readonly PassValue[] | undefined) => [
+          ...(earlier ?? []),
+          checked(parsePass)(given),
+        ],
+      ),
+    )
+    .addOption(
+      value('--on-peer-loss <action>', 'release, hold or exec:COMMAND', (text) =>
+        parsePeerLossSpec('primary', text),
+      ),
+    );
+  return addCommon(command)
+    .addHelpText('after', COMPARE_HELP)
+    .action((flags: CompareFlags) => run(flags));
+}
+
+function addCommon(command: Command): Command {
+  return command
+    .addOption(value('--control <path>', 'Unix socket for colo-proxy ctl (mode 0600)', parsePath))
+    .addOption(new Option('--log-level <level>', 'how much is logged').choices(LOG_LEVELS))
+    .addOption(new Option('--json', 'log as JSON lines also on a terminal'));
+}
+
+function required(flags: string, text: string): Option {
+  return new Option(flags, text).makeOptionMandatory();
+}
+
+function value<T>(flags: string, text: string, parse: (text: string) => T): Option {
+  return new Option(flags, text).argParser(checked(parse));
+}
+
+/** commander names the flag before the text of an InvalidArgumentError. */
+export function checked<T>(parse: (text: string) => T): (text: string) => T {
+  return (text) => {
+    try {
+      return parse(text);
+    } catch (error) {
+      if (error instanceof ColoError) throw new InvalidArgumentError(error.message);
+      throw error;
+    }
+  };
+}
