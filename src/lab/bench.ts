@@ -174,13 +174,14 @@ export class Bench {
     return atMs;
   }
 
-  /** As the arbiter: waits until the secondary has lost its peer, then lets it serve. Returns when it did. */
-  async failover(): Promise<number> {
+  /** As the arbiter: waits until the secondary has lost its peer, then lets it serve. Returns when it asked and when it was obeyed. */
+  async failover(): Promise<{ readonly askedMs: number; readonly obeyedMs: number }> {
     const index = this.secondary.events.findLastIndex((event) => event.kind === 'peer-up') + 1;
     await this.secondary.event('peer-down', index, FAILOVER_MS_MAX);
     this.silence.disarm();
+    const askedMs = monotonicMs();
     await this.secondary.control({ command: 'failover' });
-    return monotonicMs();
+    return { askedMs, obeyedMs: monotonicMs() };
   }
 
   /** The secondary node dies at one blow. */

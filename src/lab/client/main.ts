@@ -7,6 +7,7 @@
 import { type Asked, serveChannel } from '../messages.ts';
 import { type DatagramsRequest, type DatagramsResult, datagrams } from './datagrams.ts';
 import { type PingRequest, type PingResult, ping } from './ping.ts';
+import { type PulseRequest, type PulseResult, pulse } from './pulse.ts';
 import { type SessionRequest, type SessionResult, Sessions } from './sessions.ts';
 import { type ShortRequest, type ShortResult, shortConnections } from './short.ts';
 import { type TokensRequest, type TokensResult, tokens } from './tokens.ts';
@@ -18,6 +19,7 @@ export interface ClientCalls {
   readonly short: { readonly request: ShortRequest; readonly result: ShortResult };
   readonly datagrams: { readonly request: DatagramsRequest; readonly result: DatagramsResult };
   readonly ping: { readonly request: PingRequest; readonly result: PingResult };
+  readonly pulse: { readonly request: PulseRequest; readonly result: PulseResult };
   readonly tokens: { readonly request: TokensRequest; readonly result: TokensResult };
   readonly session: { readonly request: SessionRequest; readonly result: SessionResult };
 }
@@ -39,6 +41,8 @@ function carryOut(request: ClientRequest): Promise<ClientResult> {
       return datagrams(request);
     case 'ping':
       return ping(request);
+    case 'pulse':
+      return pulse(request);
     case 'tokens':
       return tokens(request);
     case 'session':

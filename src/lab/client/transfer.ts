@@ -5,11 +5,13 @@
  */
 import { createHash } from 'node:crypto';
 import { createServer, type Socket } from 'node:net';
+import { monotonicMs } from '../clock.ts';
 import { contentAt, firstDifference } from '../content.ts';
 import { GREETING, PORTS } from '../guest/services.ts';
 import { note } from '../messages.ts';
 import { ADDRESSES } from '../topology.ts';
 import { exchange, type Family, getText, openConnection, requestHead } from './http.ts';
+import { type Wait, Waits } from './waits.ts';
 
 export interface TransferRequest {
   readonly family: Family;
@@ -36,6 +38,7 @@ export interface TransferResult {
   readonly wrongAt: number;
   /** Longest time without progress. */
   readonly pauseMs: number;
+  readonly waits: readonly Wait[];
   readonly seconds: number;
 }
 
@@ -64,23 +67,20 @@ export async function transfer(request: TransferRequest): Promise<TransferResult
 /** Watches how a transfer goes on. */
 class Progress {
   readonly #request: TransferRequest;
-  readonly #startMs = performance.now();
+  readonly #startMs = monotonicMs();
+  readonly #waits = new Waits(this.#startMs);
   readonly #timer: NodeJS.Timeout;
-  #lastMs = performance.now();
-  #pauseMs = 0;
   #told = false;
 
   constructor(request: TransferRequest, socket: Socket) {
     this.#request = request;
     this.#timer = setInterval(() => {
-      if (performance.now() - this.#lastMs > STALL_MS) socket.destroy(new Error('stalled'));
+      if (monotonicMs() - this.#waits.lastMs > STALL_MS) socket.destroy(new Error('stalled'));
     }, 1_000);
   }
 
   at(bytes: number): void {
-    const nowMs = performance.now();
-    this.#pauseMs = Math.max(this.#pauseMs, nowMs - this.#lastMs);
-    this.#lastMs = nowMs;
+    this.#waits.progress(monotonicMs());
     const { tellAtBytes, seed } = this.#request;
     if (tellAtBytes > 0 && bytes >= tellAtBytes && !this.#told) {
       this.#told = true;
@@ -92,12 +92,13 @@ class Progress {
   delayMs(bytes: number): number {
     const { bytesPerSecondMax } = this.#request;
     if (bytesPerSecondMax === 0) return 0;
-    return this.#startMs + (bytes / bytesPerSecondMax) * 1_000 - performance.now();
+    return this.#startMs + (bytes / bytesPerSecondMax) * 1_000 - monotonicMs();
   }
 
   result(bytes: number, wrongAt: number, sha256Ok: boolean): TransferResult {
-    const seconds = (performance.now() - this.#startMs) / 1_000;
-    return { bytes, sha256Ok, wrongAt, pauseMs: this.#pauseMs, seconds };
+    const seconds = (monotonicMs() - this.#startMs) / 1_000;
+    const { longestMs: pauseMs } = this.#waits;
+    return { bytes, sha256Ok, wrongAt, pauseMs, waits: this.#waits.list(), seconds };
   }
 
   stop(): void {

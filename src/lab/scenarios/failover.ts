@@ -21,7 +21,7 @@ interface Failover {
 
 async function failOver(bench: Bench): Promise<Failover> {
   const killedMs = await bench.killPrimaryNode();
-  const takenOverMs = await bench.failover();
+  const { obeyedMs: takenOverMs } = await bench.failover();
   return { killedMs, takenOverMs };
 }
 
