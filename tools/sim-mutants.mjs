@@ -2,7 +2,10 @@
  * Shows that the simulation can fail: breaks each rule of `test/support/sim-mutants.ts`, one at a time, and runs seeds against
  * the broken engines until a checker speaks up.
  *
- *     npm run sim:mutants [-- --only TITLE-PART] [--json]
+ *     npm run sim:mutants [-- --only TITLE-PART] [--scenarios] [--json]
+ *
+ * The same for the scenarios: with the fault put back that it keeps (`test/support/scenario-mutants.ts`), each must fail,
+ * with every seed. `--scenarios`: only these, which takes seconds.
  *
  * Lines are broken while the modules are loaded (a query in their URL names the mutant), so the checkout is not touched.
  * Exit code 1 when a mutant is not found within its seeds, or its line is not there (any more).
@@ -19,6 +22,7 @@ const STEPS = 2_000;
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const entry = pathToFileURL(`${root}src/sim/run.ts`).href;
+const scenarios = pathToFileURL(`${root}src/sim/scenarios/index.ts`).href;
 
 const HOOKS = `
   import { readFileSync } from 'node:fs';
@@ -42,11 +46,13 @@ const HOOKS = `
     if (query === undefined || !file.endsWith('.ts')) return nextLoad(url, context);
     const path = fileURLToPath(file);
     const mutant = mutants[Number(query.split('=')[1])];
-    const isBroken = mutant?.path === path;
+    const edits = mutant?.filter((edit) => edit.path === path) ?? [];
+    const isBroken = edits.length > 0;
     let source = isBroken ? undefined : compiled.get(path);
     if (source === undefined) {
       const text = readFileSync(path, 'utf8');
-      source = ts.transpileModule(isBroken ? text.replace(mutant.search, () => mutant.replace) : text, {
+      const broken = edits.reduce((all, { search, replace }) => all.replace(search, () => replace), text);
+      source = ts.transpileModule(broken, {
         fileName: path,
         compilerOptions: { target: 'es2023', module: 'esnext', verbatimModuleSyntax: true },
       }).outputText;
@@ -60,13 +66,34 @@ const only = process.argv.includes('--only')
   ? process.argv[process.argv.indexOf('--only') + 1]
   : '';
 const isJson = process.argv.includes('--json');
+const isScenariosOnly = process.argv.includes('--scenarios');
 
-/** @typedef {import('../test/support/sim-mutants.ts').SimMutant} SimMutant */
-/** @type {{ SIM_MUTANTS: readonly SimMutant[] }} */
+/** Seeds with which a scenario must fail, each of them. */
+const SCENARIO_SEEDS = [1, 2, 3];
+
+/** @typedef {{ file: string, search: string, replace: string }} Edit */
+/** @typedef {{ guarantee: string, title: string, seedsMax: number, edits: readonly Edit[], scenario: string }} Case */
 const { SIM_MUTANTS } = await import('../test/support/sim-mutants.ts');
-const chosen = SIM_MUTANTS.filter(({ title }) => title.includes(only ?? ''));
+const { SCENARIO_MUTANTS } = await import('../test/support/scenario-mutants.ts');
+/** @type {Case[]} */
+const cases = SCENARIO_MUTANTS.map(({ scenario, edits }) => ({
+  guarantee: '',
+  title: `scenario ${scenario}`,
+  seedsMax: SCENARIO_SEEDS.length,
+  edits,
+  scenario,
+}));
+if (!isScenariosOnly) {
+  const drawn = SIM_MUTANTS.map(({ file, search, replace, ...mutant }) => ({
+    ...mutant,
+    edits: [{ file, search, replace }],
+    scenario: '',
+  }));
+  cases.unshift(...drawn);
+}
+const chosen = cases.filter(({ title }) => title.includes(only ?? ''));
 register(`data:text/javascript,${encodeURIComponent(HOOKS)}`, {
-  data: chosen.map(({ file, search, replace }) => ({ path: root + file, search, replace })),
+  data: chosen.map(({ edits }) => edits.map((edit) => ({ ...edit, path: root + edit.file }))),
 });
 
 /**
@@ -85,16 +112,53 @@ async function hunt(index, seedsMax) {
   return undefined;
 }
 
+/**
+ * Plays a scenario with every seed; undefined when one of them does not fail.
+ *
+ * @param {number} index of the mutant
+ * @param {string} name
+ */
+async function play(index, name) {
+  /** @type {typeof import('../src/sim/run.ts')} */
+  const { runOnce } = await import(`${entry}?mutant=${index}`);
+  /** @type {typeof import('../src/sim/scenarios/index.ts')} */
+  const { SCENARIOS } = await import(`${scenarios}?mutant=${index}`);
+  const scenario = SCENARIOS.find((item) => item.name === name);
+  if (scenario === undefined) throw new Error(`No scenario is called ${name}`);
+  let found;
+  for (const seed of SCENARIO_SEEDS) {
+    const result = runOnce({ seed, steps: 0, scenario });
+    if (result.outcome === 'ok') return undefined;
+    found = { seed: SCENARIO_SEEDS.length, result };
+  }
+  return found;
+}
+
+/**
+ * What is wrong with the lines to be broken; empty when each is there once.
+ *
+ * @param {readonly Edit[]} edits
+ */
+function misplaced(edits) {
+  for (const { file, search } of edits) {
+    const occurs = readFileSync(root + file, 'utf8').split(search).length - 1;
+    if (occurs !== 1) return `its line occurs ${occurs} times in ${file}`;
+  }
+  return '';
+}
+
 let failures = 0;
 const rows = [];
-for (const [index, mutant] of chosen.entries()) {
-  const occurs = readFileSync(root + mutant.file, 'utf8').split(mutant.search).length - 1;
-  const found = occurs === 1 ? await hunt(index, mutant.seedsMax) : undefined;
+for (const [index, { guarantee, title, seedsMax, edits, scenario }] of chosen.entries()) {
+  const fault = misplaced(edits);
+  let found;
+  if (fault === '') {
+    found = scenario === '' ? await hunt(index, seedsMax) : await play(index, scenario);
+  }
   let how = 'NOT FOUND';
-  if (occurs !== 1) how = `its line occurs ${occurs} times in ${mutant.file}`;
+  if (fault !== '') how = fault;
   else if (found !== undefined) how = found.result.guarantee || found.result.outcome;
   if (found === undefined) failures++;
-  const { guarantee, title, seedsMax } = mutant;
   rows.push({
     guarantee,
     title,

@@ -267,6 +267,8 @@ function simCommand(actions: Actions, onExit: (code: number) => void): Command {
     .addOption(option('--seed <n>', 'of the first run', integer).default(1))
     .addOption(option('--runs <n>', 'runs, with the following seeds', integer).default(1))
     .addOption(option('--steps <n>', 'events with faults in each run', integer))
+    .option('--scenario <name>', 'a scripted world, or all of them, instead of drawn ones')
+    .option('--list', 'name the scenarios')
     .option('--twice', 'run each seed twice: both must go the same way')
     .option('--keep-going', 'go on after a failure')
     .option('--no-shrink', 'do not search for a shorter run that fails')

@@ -189,6 +189,7 @@ describe('command line', () => {
     'ctl --control /c checkpoint sideways',
     'ctl --control /c flows --count 0',
     'sim --seed x',
+    'sim --scenario',
   ])('refuses "%s" with one line and exit code 64', async (line) => {
     const saved = process.env['COLO_CONTROL'];
     delete process.env['COLO_CONTROL'];

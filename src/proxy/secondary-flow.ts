@@ -21,6 +21,7 @@
  *
  * @module
  */
+import type { Micros } from '../base/time.ts';
 import type { FlowEntry } from '../flow/table.ts';
 import { isTransportChecksumRight } from '../wire/checksum.ts';
 import type { FrameInfo } from '../wire/frame.ts';
@@ -115,6 +116,8 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   clientFinEnd: Seq | undefined = undefined;
   hasGuestReset = false;
   hasClientReset = false;
+  /** When the last segment passed of a connection that is closed. */
+  closedUs: Micros = 0;
 
   /** Is the translation known? */
   get isLearned(): boolean {

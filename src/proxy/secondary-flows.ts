@@ -42,6 +42,12 @@ import {
   TIMESTAMP_MARGIN,
 } from './secondary-flow.ts';
 
+/**
+ * A translated connection that both sides have closed is not forgotten before it was quiet for so long, even by a full table: the
+ * last ACK may have been lost, and the client's FIN comes again (RFC 9293 §3.10.7.4, TIME-WAIT).
+ */
+const CLOSED_LINGER_US: Micros = 10_000_000;
+
 /** Counters of the per-frame path. */
 export interface SecondaryCounts {
   /** Segments whose numbers were changed, in either direction. */
@@ -465,14 +471,19 @@ export class SecondaryFlows {
   /** May the flow be forgotten although it is in use? */
   #canEvict(flow: SecondaryFlow): boolean {
     this.#bringUpToDate(flow);
-    if (flow.kind === 'datagram' || !flow.isOpen || flow.isClosed) return true;
-    return !flow.isTranslated && flow.retainedFirst === undefined;
+    if (flow.kind === 'datagram' || !flow.isOpen) return true;
+    if (!flow.isClosed) return !flow.isTranslated && flow.retainedFirst === undefined;
+    // A RST needs no translation: what answers a stray segment takes its numbers from that.
+    if (!flow.isTranslated || flow.hasGuestReset || flow.hasClientReset) return true;
+    return this.nowUs - flow.closedUs >= CLOSED_LINGER_US;
   }
 
   #classify(flow: SecondaryTcpFlow): void {
     let flowClass: FlowClass = FLOW_HALF_OPEN;
-    if (flow.isClosed) flowClass = FLOW_CLOSED;
-    else if (flow.isOpen) flowClass = FLOW_ESTABLISHED;
+    if (flow.isClosed) {
+      flowClass = FLOW_CLOSED;
+      flow.closedUs = this.nowUs;
+    } else if (flow.isOpen) flowClass = FLOW_ESTABLISHED;
     this.#table.setClass(flow, flowClass, this.nowUs);
   }
 }

@@ -93,6 +93,25 @@ describe('SecondaryEngine, limits', () => {
     expect(numbers(ack!).seq).toBe(primarySeq(1));
   });
 
+  it('lets a closed connection linger in a full table: its last ACK may be lost on the way to the client', () => {
+    const w = new SecondaryWorld({ flowsMax: 2 }).protect().open();
+    const fin = () => fromClient({ ack: primarySeq(1), flags: TCP_FIN | TCP_ACK });
+    const ack = () => fromSvm(1, '', { ack: CLIENT_ISN + 2 });
+    w.svm(fromSvm(0, '', { flags: TCP_FIN | TCP_ACK }));
+    w.client(fin());
+    w.svm(ack());
+    expect(w.engine.flows(10)).toMatchObject([{ tcpState: 'closed' }]);
+    const others = (): void => {
+      for (const port of [7, 8, 9]) w.svm(tcpFrame({ dstPort: port, seq: 1, payload: 'x' }));
+    };
+    others();
+    w.client(fin());
+    expect(numbers(w.svm(ack())[0]!).seq).toBe(primarySeq(1));
+    w.pass(11_000_000);
+    others();
+    expect(numbers(w.svm(ack())[0]!).seq).not.toBe(primarySeq(1));
+  });
+
   it('survives any bytes from all sides', () => {
     const w = new SecondaryWorld().protect().open();
     let x = 1;

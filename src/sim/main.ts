@@ -7,8 +7,11 @@
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { performance } from 'node:perf_hooks';
+import { ColoError } from '../base/error.ts';
 import { captureOf } from './capture.ts';
 import { type Outcome, type RunFacts, type RunResult, runOnce, STEPS_DEFAULT } from './run.ts';
+import { SCENARIOS } from './scenarios/index.ts';
+import type { Scenario } from './scenarios/scenario.ts';
 import { shrink } from './shrink.ts';
 
 export interface SimOptions {
@@ -28,6 +31,10 @@ export interface SimOptions {
   readonly keepGoing?: boolean;
   /** Search for a shorter run that fails the same way. Default true. */
   readonly isShrinking?: boolean;
+  /** The scripted world of this name, or `all`, instead of drawn ones; each with `runs` seeds. */
+  readonly scenario?: string;
+  /** Names the scenarios, and runs nothing. */
+  readonly list?: boolean;
 }
 
 /** Where lines go: results to standard output, progress to standard error. */
@@ -48,13 +55,37 @@ function addFacts(sum: Record<string, number>, facts: RunFacts): void {
     sum[name] = (sum[name] ?? 0) + (value as number);
 }
 
+/** One run that is asked for. */
+interface Job {
+  readonly seed: number;
+  readonly steps: number;
+  readonly scenario?: Scenario;
+}
+
+function chosenScenarios(name: string | undefined): readonly Scenario[] {
+  if (name === undefined) return [];
+  const chosen = name === 'all' ? SCENARIOS : SCENARIOS.filter((item) => item.name === name);
+  if (chosen.length > 0) return chosen;
+  throw new ColoError(
+    'COLO_ERR_USAGE',
+    `No scenario is called ${JSON.stringify(name)}: \`sim --list\` names them`,
+  );
+}
+
+function listScenarios(write: SimWriter, isJson: boolean): void {
+  if (isJson) {
+    write.out(JSON.stringify(SCENARIOS.map(({ name, about }) => ({ name, about }))));
+    return;
+  }
+  for (const { name, about } of SCENARIOS) write.out(`${name}\n    ${about}`);
+}
+
 /** A run, checked for determinism when asked. */
-function execute(seed: number, steps: number, options: SimOptions, write: SimWriter): RunResult {
+function execute(job: Job, options: SimOptions, write: SimWriter): RunResult {
   const follow = options.verbose === true ? (line: string) => write.progress(line) : undefined;
-  const request = { seed, steps, ...(follow === undefined ? {} : { follow }) };
-  const result = runOnce(request);
+  const result = runOnce({ ...job, ...(follow === undefined ? {} : { follow }) });
   if (options.twice !== true) return result;
-  const again = runOnce({ seed, steps });
+  const again = runOnce(job);
   if (again.traceHash === result.traceHash) return result;
   return {
     ...result,
@@ -63,52 +94,83 @@ function execute(seed: number, steps: number, options: SimOptions, write: SimWri
   };
 }
 
-function report(result: RunResult, steps: number, options: SimOptions, write: SimWriter): void {
+function report(job: Job, result: RunResult, options: SimOptions, write: SimWriter): void {
+  const { seed, steps, scenario } = job;
   const name = result.guarantee === '' ? result.outcome : `${result.guarantee} broken`;
-  const found =
-    options.isShrinking === false ? { steps, result } : shrink(result.seed, steps, result);
-  write.progress(`\nseed ${result.seed}: ${name} at event ${result.step}: ${result.text}`);
-  write.progress(`shortest failing run found: --seed ${result.seed} --steps ${found.steps}`);
-  for (const line of found.result.lastLines) write.progress(line);
-  const path = options.capture ?? `sim-${result.seed}.pcapng`;
+  const where = scenario === undefined ? `seed ${seed}` : `scenario ${scenario.name}, seed ${seed}`;
+  write.progress(`\n${where}: ${name} at event ${result.step}: ${result.text}`);
+  let shortest = { steps, result };
+  if (scenario === undefined) {
+    if (options.isShrinking !== false) shortest = shrink(seed, steps, result);
+    write.progress(`shortest failing run found: --seed ${seed} --steps ${shortest.steps}`);
+  }
+  for (const line of shortest.result.lastLines) write.progress(line);
+  const path = options.capture ?? `sim-${scenario?.name ?? ''}${seed}.pcapng`;
   if (path === '') return;
-  const captured = runOnce({ seed: result.seed, steps: found.steps, capture: true });
+  const captured = runOnce({ ...job, steps: shortest.steps, capture: true });
   writeFileSync(path, captureOf(captured.seen));
   write.progress(`what the clients saw: ${path}`);
 }
 
-/** Runs the simulation; the exit code of the first failure. */
+/** A run that failed, as `--json` shows it. */
+interface Failure {
+  readonly guarantee: string;
+  readonly outcome: Outcome;
+  readonly seed: number;
+  readonly scenario: string;
+  readonly step: number;
+  readonly text: string;
+}
+
+function failureOf({ scenario }: Job, result: RunResult): Failure {
+  const { guarantee, outcome, seed, step } = result;
+  const text = result.text.split('\n', 4).join(' ');
+  return { guarantee, outcome, seed, scenario: scenario?.name ?? '', step, text };
+}
+
+/**
+ * Runs the simulation; the exit code of the first failure.
+ *
+ * @throws ColoError `COLO_ERR_USAGE`: there is no such scenario
+ */
 export async function runSim(options: SimOptions, write: SimWriter): Promise<number> {
-  const steps = options.steps ?? STEPS_DEFAULT;
-  const runs = options.runs ?? 1;
+  if (options.list === true) {
+    listScenarios(write, options.json === true);
+    return 0;
+  }
+  const scenarios = chosenScenarios(options.scenario);
+  const steps = scenarios.length > 0 ? 0 : (options.steps ?? STEPS_DEFAULT);
+  const seeds = options.runs ?? 1;
+  const runs = seeds * Math.max(1, scenarios.length);
   const version = versionOf();
-  write.progress(
-    `colo-proxy ${version} sim: seed ${options.seed}, ${runs} runs of ${steps} events and the heal`,
-  );
+  const what =
+    scenarios.length > 0
+      ? `${seeds} seeds of ${scenarios.length} scenarios`
+      : `${runs} runs of ${steps} events and the heal`;
+  write.progress(`colo-proxy ${version} sim: seed ${options.seed}, ${what}`);
   const startedMs = performance.now();
-  const broken: {
-    guarantee: string;
-    outcome: Outcome;
-    seed: number;
-    step: number;
-    text: string;
-  }[] = [];
+  const broken: Failure[] = [];
   const facts: Record<string, number> = {};
   let exitCode = 0;
   let events = 0;
   let traceHash = '';
   let done = 0;
   for (let i = 0; i < runs; i++) {
-    const result = execute(options.seed + i, steps, options, write);
+    const scenario = scenarios[Math.floor(i / seeds)];
+    const job = {
+      seed: options.seed + (i % seeds),
+      steps,
+      ...(scenario === undefined ? {} : { scenario }),
+    };
+    const result = execute(job, options, write);
     done++;
     events += result.events;
     traceHash = result.traceHash;
     addFacts(facts, result.facts);
     if (result.outcome !== 'ok') {
       if (exitCode === 0) exitCode = EXIT_CODES[result.outcome];
-      const { guarantee, outcome, seed, step } = result;
-      broken.push({ guarantee, outcome, seed, step, text: result.text.split('\n', 4).join(' ') });
-      report(result, steps, options, write);
+      broken.push(failureOf(job, result));
+      report(job, result, options, write);
       if (options.keepGoing !== true) break;
     }
     if (done % 500 === 0) write.progress(`${done} runs, ${events} events, ${broken.length} failed`);

@@ -4,11 +4,12 @@
  *
  * @module
  */
-import { type Micros, US_PER_S } from '../base/time.ts';
+import { type Micros, US_PER_MS, US_PER_S } from '../base/time.ts';
 import type { Guarantee } from './checkers/checker.ts';
 import { FaultPlan } from './faults.ts';
 import { isResetPlanned } from './host/client.ts';
 import { heldFrames } from './node.ts';
+import { calmOptions, type Scenario, Stage } from './scenarios/scenario.ts';
 import { Trace } from './trace.ts';
 import { type Seen, World } from './world.ts';
 
@@ -32,6 +33,8 @@ export interface RunRequest {
   readonly capture?: boolean;
   /** Gets every line of the trace. */
   readonly follow?: (line: string) => void;
+  /** A scripted world instead of one that the seed draws; `steps` then counts for nothing. */
+  readonly scenario?: Scenario;
 }
 
 export type Outcome = 'ok' | 'crash' | 'liveness' | 'broken';
@@ -88,7 +91,8 @@ class Run {
   }
 
   #execute(): RunResult {
-    const { seed, steps, capture } = this.#request;
+    const { seed, steps, capture, scenario } = this.#request;
+    if (scenario !== undefined) return this.#play(scenario);
     const world = new World(seed, this.#trace, capture ?? false);
     this.#world = world;
     const plan = new FaultPlan(world);
@@ -102,6 +106,25 @@ class Run {
     }
     plan.heal();
     return this.#converge(world);
+  }
+
+  #play(scenario: Scenario): RunResult {
+    const { seed, capture } = this.#request;
+    const calm = calmOptions();
+    const options = scenario.options?.(calm) ?? calm;
+    const world = new World(seed, this.#trace, capture ?? false, options);
+    this.#world = world;
+    const plan = new FaultPlan(world);
+    plan.start();
+    scenario.script(new Stage(world));
+    const untilUs = scenario.untilMs * US_PER_MS;
+    while (world.queue.nextUs() <= untilUs && this.#step(world)) {
+      if (world.brokenBy !== undefined) return this.#broken(world);
+    }
+    plan.heal();
+    const result = this.#converge(world);
+    // No script lets the primary die unprotected.
+    return world.isOutage ? this.#result('liveness', 'nobody serves any more') : result;
   }
 
   #arrangeDeath(world: World): void {

@@ -43,7 +43,7 @@ import { drawOptions, type RunOptions } from './options.ts';
 import { PeerLink } from './peer-link.ts';
 import { createConnection, type TcpConnection } from './tcp/connection.ts';
 import type { Trace } from './trace.ts';
-import { VmLayer } from './vm-layer.ts';
+import { type CheckpointPhase, VmLayer } from './vm-layer.ts';
 import { CLIENT_LISTEN_PORT, drawPlan } from './workload.ts';
 
 const GUEST_MAC = '525400000001';
@@ -104,15 +104,19 @@ export class World implements Witness {
   disturbedUs: Micros = 0;
   /** A phase of a checkpoint in which the primary dies; set by the fault plan. */
   deathPhase = '';
+  /** A scenario's part in each phase of a checkpoint. */
+  phaseScript: ((phase: CheckpointPhase) => void) | undefined = undefined;
   /** Frames that clients saw, for the capture. */
   readonly seen: Seen[] = [];
   readonly #capture: boolean;
 
-  constructor(seed: number, trace: Trace, capture: boolean) {
+  /** @param options what the run is made of, instead of what the seed says */
+  constructor(seed: number, trace: Trace, capture: boolean, options?: RunOptions) {
     this.#capture = capture;
     this.trace = trace;
     this.prng = new Prng(seed);
-    this.options = drawOptions(this.prng.fork());
+    const drawn = drawOptions(this.prng.fork());
+    this.options = options ?? drawn;
     this.#records = { pvm: createRecord(), svm: createRecord(), saved: undefined };
     this.pvm = this.#makeMachine('pvm', (frame) => this.#fromGuest(this.pvm, frame));
     this.svm = this.#makeMachine('svm', (frame) => this.#fromGuest(this.svm, frame));
@@ -357,6 +361,7 @@ export class World implements Witness {
       { primary: this.primary, secondary: this.secondary },
       {
         onPhase: (phase) => {
+          this.phaseScript?.(phase);
           if (phase === this.deathPhase && this.primary.isAlive) {
             this.deathPhase = '';
             this.killPrimary(`in the checkpoint phase ${phase}`);

@@ -22,6 +22,13 @@ export interface Impairments {
   corrupt: number;
 }
 
+/** What a scenario does to a frame: lost, late by so much (others pass it), or another frame in its place. */
+export interface FrameFate {
+  readonly isLost?: boolean;
+  readonly lateUs?: Micros;
+  readonly frame?: SimFrame;
+}
+
 /** Bytes after the Ethernet header in which corruption strikes: tag, IP and transport headers with options. */
 const CORRUPTED_BYTES = 80;
 
@@ -33,6 +40,8 @@ export class Path {
   readonly impairments: Impairments;
   /** Nothing passes. */
   isCut = false;
+  /** What a scenario does to single frames; without one, or undefined from it, the frame goes its ordinary way. */
+  script: ((frame: SimFrame) => FrameFate | undefined) | undefined = undefined;
   #lastUs: Micros = 0;
   readonly #underWay = new Set<ScheduledEvent>();
   readonly #queue: EventQueue;
@@ -56,6 +65,7 @@ export class Path {
   /** Faults stop: only delay remains. */
   heal(): void {
     this.isCut = false;
+    this.script = undefined;
     this.impairments.loss = 0;
     this.impairments.duplicate = 0;
     this.impairments.reorder = 0;
@@ -65,9 +75,21 @@ export class Path {
   send(frame: SimFrame): void {
     const { loss, duplicate } = this.impairments;
     if (this.isCut || this.#underWay.size >= FRAMES_MAX) return;
+    const fate = this.script?.(frame);
+    if (fate !== undefined) {
+      this.#sendScripted(frame, fate);
+      return;
+    }
     if (loss > 0 && this.#prng.chance(loss)) return;
     this.#sendOne(frame);
     if (duplicate > 0 && this.#prng.chance(duplicate)) this.#sendOne(frame);
+  }
+
+  #sendScripted(original: SimFrame, fate: FrameFate): void {
+    if (fate.isLost === true) return;
+    const frame = fate.frame ?? original;
+    const atUs = this.#queue.nowUs + this.impairments.delayUsMin + (fate.lateUs ?? 0);
+    this.#arrive(atUs, frame);
   }
 
   #sendOne(original: SimFrame): void {
@@ -81,6 +103,10 @@ export class Path {
     }
     const isDamaged = corrupt > 0 && this.#prng.chance(corrupt);
     const frame = isDamaged ? this.#corrupted(original) : original;
+    this.#arrive(atUs, frame);
+  }
+
+  #arrive(atUs: Micros, frame: SimFrame): void {
     const event = this.#queue.at(atUs, this.name, () => {
       this.#underWay.delete(event);
       if (!this.isCut) this.#deliver(frame);

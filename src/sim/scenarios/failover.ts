@@ -1,0 +1,191 @@
+/**
+ * Faults around a failover, in the secondary engine.
+ *
+ * @module
+ */
+import { US_PER_MS } from '../../base/time.ts';
+import type { Session } from '../host/client.ts';
+import { FLAG_CLOSE } from '../host/content.ts';
+import { ACK, FIN, SYN } from '../tcp/segment.ts';
+import { PROTECTED_MS, plan, request, type Scenario, type Stage } from './scenario.ts';
+
+/** The whole session is over for the client, without an error. */
+function isDone(session: Session): boolean {
+  const isOver = session.isDone || session.connection.state === 'time-wait';
+  return isOver && session.error === '';
+}
+
+/** The client's segments towards the primary are lost from now on: what it says next, only a survivor will hear. */
+function muteClient(stage: Stage): void {
+  stage.onSegment(stage.world.primaryNet.to, () => ({ isLost: true }));
+}
+
+const PROBE_OF_REPLACED_STATE: Scenario = {
+  name: 'probe-of-replaced-state',
+  about:
+    "The probe after a failover acknowledged bytes that only the SVM's replaced state had received: the client dropped them from its buffer, the connection hung.",
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(
+        plan([request(10), request(10, 0, 700)], { pauseUs: 20 * US_PER_MS }),
+      );
+      stage.at(PROTECTED_MS + 15, () => {
+        stage.demand('G5', session.receivedCount === 10, 'the first answer is not there');
+        // From here on the PVM hears nothing: the SVM alone receives the second request, and acknowledges it.
+        stage.onSegment(world.primaryGuest.to, () => ({ isLost: true }));
+      });
+      stage.at(PROTECTED_MS + 30, () => {
+        stage.onPhase('committed', () => stage.killPrimary());
+        stage.checkpoint();
+      });
+      stage.at(PROTECTED_MS + 3_000, () => {
+        stage.demand('G5', isDone(session), 'the session does not end after the failover');
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 3_100,
+};
+
+const LAST_ACK_OF_FULL_TABLE: Scenario = {
+  name: 'last-ack-of-a-full-table',
+  about:
+    'A translated connection could leave a full table as closed while its last FIN or ACK was on its way: client and SVM then answered each other in numbers that neither knew, for ever.',
+  options: (calm) => ({ ...calm, config: { ...calm.config, flowsMax: 2 } }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const requests = [request(10), request(10, FLAG_CLOSE)];
+      const closing = stage.open(
+        plan(requests, { pauseUs: 500 * US_PER_MS, ending: 'guest-closes' }),
+      );
+      stage.at(PROTECTED_MS + 100, () => stage.killPrimary());
+      // The SVM's answer to the client's FIN is lost; the client sends that FIN again.
+      stage.at(PROTECTED_MS + 400, () => {
+        const { connection } = closing;
+        let hasFin = false;
+        stage.onSegment(world.secondaryNet.to, (segment) => {
+          if ((segment.flags & FIN) !== 0) hasFin = true;
+          return undefined;
+        });
+        stage.onSegment(world.secondaryNet.from, (segment) => {
+          if (segment.dstPort !== connection.localPort) return undefined;
+          const ahead = (segment.seq - connection.irs - connection.rcvNxt) | 0;
+          stage.demand('G5', Math.abs(ahead) < 1_000, 'the client gets numbers of the SVM');
+          return hasFin && world.nowUs < (PROTECTED_MS + 640) * US_PER_MS
+            ? { isLost: true }
+            : undefined;
+        });
+      });
+      for (let i = 0; i < 4; i++) {
+        stage.at(PROTECTED_MS + 620 + i, () =>
+          stage.open(plan([request(10)], { ending: 'stays-open' })),
+        );
+      }
+      stage.at(PROTECTED_MS + 4_000, () => {
+        stage.demand('G5', isDone(closing), `the session ends: ${closing.error || 'never'}`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 4_100,
+};
+
+/** The copy of the PVM's SYN-ACK stays on its way to the secondary, and the client's first ACK dies with the primary. */
+function loseHandshake(stage: Stage): Session {
+  const { world } = stage;
+  const session = stage.open(plan([request(2_000, 0, 200)]));
+  // The client's SYN is with the SVM; nothing else of the primary gets there.
+  stage.onSegment(world.secondaryGuest.to, (segment) => {
+    if ((segment.flags & SYN) !== 0) world.link.stall('to-secondary', 200 * US_PER_MS);
+    return undefined;
+  });
+  stage.onSegment(world.primaryNet.from, (segment) => {
+    if ((segment.flags & SYN) !== 0) muteClient(stage);
+    return undefined;
+  });
+  stage.at(PROTECTED_MS + 20, () => {
+    stage.demand(
+      'G5',
+      session.connection.state === 'established',
+      'the client has no SYN-ACK of the PVM',
+    );
+    stage.killPrimary();
+  });
+  return session;
+}
+
+const HANDSHAKE_LOST_WITH_PRIMARY: Scenario = {
+  name: 'handshake-lost-with-the-primary',
+  about:
+    "The copy of the PVM's SYN-ACK and the client's first ACK were both lost with the primary: the client's next segment reached the SVM untranslated and was answered by a RST.",
+  script: (stage) => {
+    stage.at(PROTECTED_MS, () => {
+      const session = loseHandshake(stage);
+      // The SVM's SYN-ACK comes; the client answers by an ACK at the end of what it has sent.
+      stage.at(PROTECTED_MS + 4_000, () => {
+        stage.demand('G5', isDone(session), `the session ends: ${session.error || 'never'}`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 4_100,
+};
+
+const DAMAGED_FIRST_ACK: Scenario = {
+  name: 'damaged-first-ack',
+  about:
+    "One flipped bit in the client's first ACK to the survivor decided over the connection's numbers.",
+  script: (stage) => {
+    stage.at(PROTECTED_MS, () => {
+      const session = loseHandshake(stage);
+      let isDamaged = false;
+      stage.onSegment(stage.world.secondaryNet.to, (segment, frame, packet) => {
+        if (isDamaged || (segment.flags & (SYN | ACK)) !== ACK) return undefined;
+        isDamaged = true;
+        const copy = frame.slice();
+        // The ACK number; the checksum stays as it was.
+        const header = frame.length - packet.payload.length;
+        copy[header + 9]! ^= 0x10;
+        return { frame: copy };
+      });
+      stage.at(PROTECTED_MS + 4_000, () => {
+        stage.demand('G5', isDone(session), `the session ends: ${session.error || 'never'}`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 4_100,
+};
+
+const SYN_ACK_OF_THE_SVM_ALONE: Scenario = {
+  name: 'syn-ack-of-the-svm-alone',
+  about:
+    "A SYN-ACK that only the SVM had sent: its retained copy had the timestamp margin of a failover, its repetition had not, so that the client's PAWS refused everything for 16 s.",
+  script: (stage) => {
+    const { world } = stage;
+    // Both sides know each other's address from here on.
+    stage.at(PROTECTED_MS, () => stage.open(plan([request(10)])));
+    stage.at(PROTECTED_MS + 20, () => {
+      world.primaryGuest.to.isCut = true;
+      const session = stage.open(plan([request(2_000)]));
+      stage.at(PROTECTED_MS + 40, () => {
+        // The client's answer to the retained SYN-ACK is lost, so that the SVM repeats it.
+        stage.onSegment(world.secondaryNet.to, (segment) =>
+          (segment.flags & ACK) !== 0 ? { isLost: true } : undefined,
+        );
+        stage.killPrimary();
+      });
+      stage.at(PROTECTED_MS + 2_500, () => stage.release(world.secondaryNet.to));
+      stage.at(PROTECTED_MS + 9_000, () => {
+        stage.demand('G5', isDone(session), `the session ends: ${session.error || 'never'}`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 9_100,
+};
+
+export const FAILOVER_SCENARIOS: readonly Scenario[] = [
+  PROBE_OF_REPLACED_STATE,
+  LAST_ACK_OF_FULL_TABLE,
+  HANDSHAKE_LOST_WITH_PRIMARY,
+  DAMAGED_FIRST_ACK,
+  SYN_ACK_OF_THE_SVM_ALONE,
+];

@@ -1,0 +1,143 @@
+/**
+ * Faults in what the primary releases and when, and around checkpoints.
+ *
+ * @module
+ */
+import { US_PER_MS, US_PER_S } from '../../base/time.ts';
+import { FLAG_READ_SLOWLY } from '../host/content.ts';
+import { PROTECTED_MS, plan, request, type Scenario } from './scenario.ts';
+
+const GAP_FILLER: Scenario = {
+  name: 'gap-filler-behind-the-gap',
+  about:
+    'A segment of the PVM that filled a gap waited behind the one after the gap, which waited for the SVM, which waited for the client: only the lag timeout ended it.',
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(plan([request(10), request(2_600)], { pauseUs: 50 * US_PER_MS }));
+      stage.at(PROTECTED_MS + 30, () => {
+        // Of the second answer (two segments) the PVM's first is lost on its way to the node, the SVM's second as well, each once.
+        let lostOfPvm = 0;
+        stage.onSegment(world.primaryGuest.from, (segment) => {
+          if (segment.payload.length < 1_000) return undefined;
+          return lostOfPvm++ === 0 ? { isLost: true } : undefined;
+        });
+        let seenOfSvm = 0;
+        stage.onSegment(world.secondaryGuest.from, (segment) => {
+          if (segment.payload.length < 1_000) return undefined;
+          return ++seenOfSvm === 2 ? { isLost: true } : undefined;
+        });
+      });
+      // Both guests retransmit their first segment after 200 ms, and nothing else before it is acknowledged.
+      stage.at(PROTECTED_MS + 300, () => {
+        stage.demand(
+          'G6',
+          session.receivedCount === 2_610,
+          `the client has ${session.receivedCount} bytes of 2610, 50 ms after the retransmission`,
+        );
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 400,
+};
+
+const WINDOW_AT_COMMIT: Scenario = {
+  name: 'window-at-a-commit',
+  about:
+    'A kept ACK of which only the window had been lowered was forgotten by a commit: the client kept the small window until its next probe.',
+  options: (calm) => ({
+    ...calm,
+    config: { ...calm.config, compareTimeoutUs: 50 * US_PER_MS },
+    guestTcp: { ...calm.guestTcp, receiveBytesMax: 8_000, windowScale: 0 },
+  }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      // The guests read this body 700 bytes at a time: the window closes to less, and opens again.
+      const session = stage.open(
+        plan([request(10, FLAG_READ_SLOWLY), request(10, 0, 6_000)], { pauseUs: 20 * US_PER_MS }),
+      );
+      stage.at(PROTECTED_MS + 40, () => {
+        // From here on the SVM's word that it has read, too, is lost.
+        stage.onSegment(world.secondaryGuest.from, () => ({ isLost: true }));
+      });
+      stage.at(PROTECTED_MS + 150, () => {
+        const { sndUna, sndMax, sndWnd } = session.connection;
+        stage.demand('G6', sndUna === sndMax, 'the body is not acknowledged');
+        stage.demand('G2', sndWnd < 2_000, `the window is ${sndWnd}, the SVM has offered less`);
+        stage.checkpoint();
+      });
+      stage.at(PROTECTED_MS + 165, () => {
+        const { sndWnd } = session.connection;
+        stage.demand('G6', sndWnd > 4_000, `the window is ${sndWnd} after the commit`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 200,
+};
+
+const LATE_OLD_ACK: Scenario = {
+  name: 'late-old-ack',
+  about: 'An older ACK of the PVM that came late took the place of the newer one that was held.',
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(
+        plan([request(10), request(10, 0, 2_800)], { pauseUs: 50 * US_PER_MS }),
+      );
+      stage.at(PROTECTED_MS + 30, () => {
+        // The SVM is 30 ms behind, and the PVM's answer does not come: only its ACKs.
+        stage.onSegment(world.secondaryGuest.to, () => ({ lateUs: 30 * US_PER_MS }));
+        let isFirst = true;
+        stage.onSegment(world.primaryGuest.from, (segment) => {
+          if (segment.payload.length > 0) return { isLost: true };
+          if (!isFirst) return undefined;
+          isFirst = false;
+          return { lateUs: 10 * US_PER_MS };
+        });
+        stage.onSegment(world.secondaryGuest.from, (segment) =>
+          segment.payload.length > 0 ? { isLost: true } : undefined,
+        );
+      });
+      stage.at(PROTECTED_MS + 50 + 100, () => {
+        const { sndUna, sndMax } = session.connection;
+        stage.demand('G6', sndUna === sndMax, `${sndMax - sndUna} bytes are not acknowledged`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 200,
+};
+
+const SPENT_EPOCH: Scenario = {
+  name: 'spent-epoch',
+  about:
+    "The epoch of a checkpoint that was given up was used again: the primary's commit timeout crossed the secondary's commit, and the next checkpoint had a number that the secondary ignored but answered. The primary called itself protected, the secondary held nothing.",
+  options: (calm) => ({
+    ...calm,
+    config: { ...calm.config, checkpointCommitTimeoutUs: 2 * US_PER_S },
+    peer: { ...calm.peer, timeoutUs: 10 * US_PER_S },
+  }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      // The secondary's answer to the commit takes longer than the primary waits.
+      stage.onPhase('commit', () => world.link.stall('to-primary', 2_300 * US_PER_MS));
+      stage.checkpoint();
+    });
+    stage.at(PROTECTED_MS + 5_000, () => {
+      stage.demand('G9', world.primary.engine.state === 'protected', 'the pair does not recover');
+      const { failoverReady } = world.secondary.engine.status(world.secondary.nowUs);
+      stage.demand('G9', failoverReady, 'the primary is protected, the secondary holds nothing');
+      stage.open(plan([request(3_000)]));
+      stage.killPrimary();
+    });
+  },
+  untilMs: PROTECTED_MS + 6_000,
+};
+
+export const RELEASE_SCENARIOS: readonly Scenario[] = [
+  GAP_FILLER,
+  WINDOW_AT_COMMIT,
+  LATE_OLD_ACK,
+  SPENT_EPOCH,
+];

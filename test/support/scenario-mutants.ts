@@ -1,0 +1,97 @@
+/**
+ * The faults that the scenarios of `src/sim/scenarios` keep, as what has to be changed in the code to put them back.
+ * `npm run sim:mutants -- --scenarios` does so, one at a time, and demands that the scenario fails.
+ *
+ * @module
+ */
+
+/** A line (or a few) and what it was before the fault was found. */
+export interface Edit {
+  /** From the repository's root. */
+  readonly file: string;
+  /** Occurs exactly once in the file. */
+  readonly search: string;
+  readonly replace: string;
+}
+
+export interface ScenarioMutant {
+  readonly scenario: string;
+  readonly edits: readonly Edit[];
+}
+
+const PRIMARY = 'src/proxy/primary.ts';
+const TCP = 'src/proxy/primary-tcp.ts';
+const SECONDARY = 'src/proxy/secondary.ts';
+const FLOW = 'src/proxy/secondary-flow.ts';
+const FLOWS = 'src/proxy/secondary-flows.ts';
+
+function mutant(scenario: string, file: string, search: string, replace: string): ScenarioMutant {
+  return { scenario, edits: [{ file, search, replace }] };
+}
+
+export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
+  mutant(
+    'probe-of-replaced-state',
+    FLOW,
+    'staleGuestAck === undefined ? undefined : seqAdd(staleGuestAck, -PROBE_ACK_BACK);',
+    'staleGuestAck;',
+  ),
+  mutant(
+    'last-ack-of-a-full-table',
+    FLOWS,
+    'return this.nowUs - flow.closedUs >= CLOSED_LINGER_US;',
+    'return true;',
+  ),
+  mutant(
+    'handshake-lost-with-the-primary',
+    FLOW,
+    '      failedOver &&\n',
+    '      !failedOver &&\n',
+  ),
+  mutant(
+    'damaged-first-ack',
+    FLOW,
+    'if (info.isFragment || !isTransportChecksumRight(info)) return;',
+    'if (info.isFragment) return;',
+  ),
+  mutant(
+    'syn-ack-of-the-svm-alone',
+    FLOWS,
+    'if ((isAgain || isLate) && !flow.isNew)',
+    'if ((isAgain || isLate) && flow.primaryIsn !== undefined && !flow.isNew)',
+  ),
+  mutant(
+    'gap-filler-behind-the-gap',
+    TCP,
+    'if (this.#repeatsHeld > 0 && held.length > 1) this.#pumpRepeats();',
+    '',
+  ),
+  mutant(
+    'window-at-a-commit',
+    TCP,
+    'if (sinceUs === NEVER && !this.heldAck.exists) return;',
+    'if (sinceUs === NEVER) return;',
+  ),
+  mutant(
+    'late-old-ack',
+    'src/proxy/primary-ack.ts',
+    'if (this.#frame !== undefined && seqBefore(info.ack, this.#ack)) return;',
+    '',
+  ),
+  {
+    scenario: 'spent-epoch',
+    edits: [
+      {
+        file: PRIMARY,
+        search:
+          "    if (this.#state === 'checkpointing') this.#epoch++;\n    this.#isHolding = false;",
+        replace: '    this.#isHolding = false;',
+      },
+      {
+        file: SECONDARY,
+        search: '        if (this.#ready) {\n',
+        replace: '        if (message.epoch > 0) {\n',
+      },
+    ],
+  },
+];
