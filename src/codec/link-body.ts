@@ -5,9 +5,11 @@
  */
 import type { FrameBuffer } from '../env/frame.ts';
 import type { PeerHello } from '../env/link.ts';
-import type { LinkMessage, ProgressEntry } from '../env/messages.ts';
+import type { GuestAddress, LinkMessage, ProgressEntry } from '../env/messages.ts';
 import {
   LINK_CAUSE_CODES,
+  LINK_GUEST_ADDRESS_BYTES,
+  LINK_GUEST_ADDRESSES_MAX,
   LINK_HELLO_TEXT_BYTES_MAX,
   LINK_MAGIC,
   LINK_PROGRESS_ENTRIES_MAX,
@@ -23,6 +25,7 @@ import {
   LINK_TYPE_CHECKPOINT_COMMIT,
   LINK_TYPE_CHECKPOINT_COMMITTED,
   LINK_TYPE_CHECKPOINT_REQUEST,
+  LINK_TYPE_GUEST_ADDRESSES,
   LINK_TYPE_PROGRESS,
   LINK_TYPE_RESET,
   namesByCode,
@@ -146,6 +149,8 @@ export class LinkBodyReader {
       }
       case LINK_TYPE_PROGRESS:
         return this.#progress();
+      case LINK_TYPE_GUEST_ADDRESSES:
+        return this.#guestAddresses();
       case LINK_TYPE_RESET:
         return { type: 'reset', reason: this.text(LINK_TEXT_BYTES_MAX) };
       default:
@@ -176,6 +181,26 @@ export class LinkBodyReader {
       entries.push({ ipVersion, protocol, vlan, position, ...ports });
     }
     return { type: 'progress', entries };
+  }
+
+  #guestAddresses(): LinkMessage | undefined {
+    const count = this.u16();
+    const flags = this.u16();
+    const isCountTrue = this.#end - this.#at === count * LINK_GUEST_ADDRESS_BYTES;
+    if (!isCountTrue || count > LINK_GUEST_ADDRESSES_MAX || flags > 1) return undefined;
+    const addresses: GuestAddress[] = [];
+    for (let index = 0; index < count; index++) {
+      const ipVersion = this.u8();
+      const addressFlags = this.u8();
+      if ((ipVersion !== 4 && ipVersion !== 6) || addressFlags > 1) return undefined;
+      const macAt = this.#take(6);
+      const vlan = this.u32();
+      const at = this.#take(16);
+      const mac = this.#buffer.bytes.slice(macAt, macAt + 6);
+      const ip = this.#buffer.bytes.slice(at, at + (ipVersion === 4 ? 4 : 16));
+      addresses.push({ ipVersion, vlan, ip, mac, certain: addressFlags === 1 });
+    }
+    return { type: 'guest-addresses', isRouter: flags === 1, addresses };
   }
 }
 

@@ -3,19 +3,21 @@
  *
  * Every `encode...` writes one whole message at `offset` and returns its length in bytes. The caller
  * has seen to the room: LINK_CONTROL_BYTES_MAX is enough for everything but frames
- * (`LINK_FRAME_HEADROOM + length`) and progress (`linkMessageBytesMax`).
+ * (`LINK_FRAME_HEADROOM + length`), progress and guest-addresses (`linkMessageBytesMax`).
  *
  * @module
  */
 import { assert } from '../base/assert.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { PeerHello } from '../env/link.ts';
-import type { LinkMessage, ProgressEntry } from '../env/messages.ts';
+import type { GuestAddress, LinkMessage, ProgressEntry } from '../env/messages.ts';
 import { FRAME_BYTES_MAX, VNET_HDR_BYTES } from '../limits.ts';
 import {
   LINK_CAUSE_CODES,
   LINK_FRAME_HEADROOM,
   LINK_FRAME_KIND_MAX,
+  LINK_GUEST_ADDRESS_BYTES,
+  LINK_GUEST_ADDRESSES_MAX,
   LINK_HEADER_BYTES,
   LINK_HEARTBEAT_BODY_BYTES,
   LINK_HELLO_FIXED_BYTES,
@@ -35,6 +37,7 @@ import {
   LINK_TYPE_CHECKPOINT_REQUEST,
   LINK_TYPE_FRAME,
   LINK_TYPE_GOODBYE,
+  LINK_TYPE_GUEST_ADDRESSES,
   LINK_TYPE_HEARTBEAT,
   LINK_TYPE_HELLO,
   LINK_TYPE_PROGRESS,
@@ -46,7 +49,7 @@ import {
   type LinkRefusal,
 } from './link-msg.ts';
 
-/** Room that every message but frames and progress fits in. */
+/** Room that every message but frames, progress and guest-addresses fits in. */
 export const LINK_CONTROL_BYTES_MAX = LINK_HEADER_BYTES + 16 + LINK_TEXT_BYTES_MAX;
 
 const textEncoder = new TextEncoder();
@@ -153,12 +156,15 @@ export function encodeFrame(
 
 /** Upper bound of what `encodeMessage` writes for `message`. */
 export function linkMessageBytesMax(message: LinkMessage): number {
+  if (message.type === 'guest-addresses') {
+    return LINK_HEADER_BYTES + 4 + message.addresses.length * LINK_GUEST_ADDRESS_BYTES;
+  }
   if (message.type !== 'progress') return LINK_CONTROL_BYTES_MAX;
   return LINK_HEADER_BYTES + 4 + message.entries.length * LINK_PROGRESS_ENTRY_BYTES;
 }
 
 /**
- * Writes a control message. Progress: at most LINK_PROGRESS_ENTRIES_MAX entries.
+ * Writes a control message. Progress: at most LINK_PROGRESS_ENTRIES_MAX entries; addresses: LINK_GUEST_ADDRESSES_MAX.
  * Texts longer than LINK_TEXT_BYTES_MAX are cut.
  */
 export function encodeMessage(buffer: FrameBuffer, offset: number, message: LinkMessage): number {
@@ -185,6 +191,8 @@ export function encodeMessage(buffer: FrameBuffer, offset: number, message: Link
     }
     case 'progress':
       return encodeProgress(buffer, offset, message.entries);
+    case 'guest-addresses':
+      return encodeGuestAddresses(buffer, offset, message.isRouter, message.addresses);
     case 'reset':
       return encodeText(buffer, offset, LINK_TYPE_RESET, message.reason);
   }
@@ -223,4 +231,28 @@ function encodeProgress(
   }
   const bodyBytes = 4 + entries.length * LINK_PROGRESS_ENTRY_BYTES;
   return writeHeader(buffer, offset, LINK_TYPE_PROGRESS, bodyBytes);
+}
+
+function encodeGuestAddresses(
+  buffer: FrameBuffer,
+  offset: number,
+  isRouter: boolean,
+  addresses: readonly GuestAddress[],
+): number {
+  assert(addresses.length <= LINK_GUEST_ADDRESSES_MAX, 'an engine remembers no more addresses');
+  const { bytes, view } = buffer;
+  view.setUint16(offset + LINK_HEADER_BYTES, addresses.length);
+  view.setUint16(offset + LINK_HEADER_BYTES + 2, isRouter ? 1 : 0);
+  let at = offset + LINK_HEADER_BYTES + 4;
+  for (const { ipVersion, certain, mac, vlan, ip } of addresses) {
+    view.setUint8(at, ipVersion);
+    view.setUint8(at + 1, certain ? 1 : 0);
+    bytes.set(mac, at + 2);
+    view.setUint32(at + 8, vlan);
+    bytes.fill(0, at + 12, at + LINK_GUEST_ADDRESS_BYTES);
+    bytes.set(ip, at + 12);
+    at += LINK_GUEST_ADDRESS_BYTES;
+  }
+  const bodyBytes = 4 + addresses.length * LINK_GUEST_ADDRESS_BYTES;
+  return writeHeader(buffer, offset, LINK_TYPE_GUEST_ADDRESSES, bodyBytes);
 }

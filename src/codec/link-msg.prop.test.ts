@@ -64,6 +64,19 @@ const entry = fc.record({
   position: u32,
 });
 
+const bytesOfLength = (count: number) => fc.uint8Array({ minLength: count, maxLength: count });
+const guestAddress = fc.oneof(
+  ...[4, 6].map((ipVersion) =>
+    fc.record({
+      ipVersion: fc.constant(ipVersion),
+      vlan: u32,
+      ip: bytesOfLength(ipVersion === 4 ? 4 : 16),
+      mac: bytesOfLength(6),
+      certain: fc.boolean(),
+    }),
+  ),
+);
+
 const message: fc.Arbitrary<LinkMessage> = fc.oneof(
   fc.record({
     type: fc.constantFrom(
@@ -84,6 +97,11 @@ const message: fc.Arbitrary<LinkMessage> = fc.oneof(
     type: fc.constant('progress' as const),
     entries: fc.array(entry, { maxLength: 20 }),
   }),
+  fc.record({
+    type: fc.constant('guest-addresses' as const),
+    isRouter: fc.boolean(),
+    addresses: fc.array(guestAddress, { maxLength: 20 }),
+  }),
   fc.record({ type: fc.constant('reset' as const), reason: text }),
 );
 
@@ -101,7 +119,7 @@ const openItem: fc.Arbitrary<Item> = fc.oneof(
 const handshakeItem: fc.Arbitrary<Item> = fc.oneof(
   fc.record({ hello, isAnswer: fc.boolean() }),
   fc.record({
-    refusal: fc.record({ reason: keysOf(LINK_REFUSAL_CODES), version: fc.constant(1), text }),
+    refusal: fc.record({ reason: keysOf(LINK_REFUSAL_CODES), version: fc.constant(2), text }),
   }),
 );
 

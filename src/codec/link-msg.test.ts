@@ -34,7 +34,7 @@ const HELLO: PeerHello = {
 
 const MAGIC = '43 4f 4c 4f 50 45 45 52';
 const HELLO_BODY =
-  `${MAGIC} 00 01 02 05 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f ` +
+  `${MAGIC} 00 02 02 05 00 01 02 03 04 05 06 07 08 09 0a 0b 0c 0d 0e 0f ` +
   '00 12 34 56 78 9a bc de fe dc ba 98 00 03 d0 90 00 0f 42 40 00 05 30 2e 31 2e 30';
 const HELLO_BYTES = `00 00 00 37 01 00 00 00 ${HELLO_BODY}`;
 
@@ -131,6 +131,31 @@ const CONTROL: readonly (readonly [string, LinkMessage])[] = [
     { type: 'progress', entries: [ENTRY_4] },
   ],
   ['00 00 00 06 27 00 00 00 00 04 75 73 65 72', { type: 'reset', reason: 'user' }],
+  [
+    '00 00 00 3c 28 00 00 00 00 02 00 01 ' +
+      '04 01 52 54 00 00 00 01 00 00 00 07 0a 00 00 02 00 00 00 00 00 00 00 00 00 00 00 00 ' +
+      '06 00 52 54 00 00 00 02 00 00 00 00 fd 00 00 00 00 00 00 00 00 00 00 00 00 00 00 02',
+    {
+      type: 'guest-addresses',
+      isRouter: true,
+      addresses: [
+        {
+          ipVersion: 4,
+          vlan: 7,
+          ip: Uint8Array.of(10, 0, 0, 2),
+          mac: Uint8Array.of(0x52, 0x54, 0, 0, 0, 1),
+          certain: true,
+        },
+        {
+          ipVersion: 6,
+          vlan: 0,
+          ip: Uint8Array.of(0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2),
+          mac: Uint8Array.of(0x52, 0x54, 0, 0, 0, 2),
+          certain: false,
+        },
+      ],
+    },
+  ],
 ];
 
 describe('golden bytes', () => {
@@ -262,6 +287,8 @@ describe('hostile bytes', () => {
     ['a cause without a meaning', '00 00 00 04 25 00 00 00 0f 00 00 00'],
     ['cause 0', '00 00 00 04 25 00 00 00 00 00 00 00'],
     ['a progress count that is not true', '00 00 00 04 26 00 00 00 00 01 00 00'],
+    ['a count of addresses that is not true', '00 00 00 04 28 00 00 00 00 01 00 00'],
+    ['flags of addresses without a meaning', '00 00 00 04 28 00 00 00 00 00 00 02'],
     [
       'an IP version that is none',
       `00 00 00 34 26 00 00 00 00 01 00 00 05${ENTRY_4_BYTES.slice(2)}`,
@@ -276,7 +303,7 @@ describe('hostile bytes', () => {
     ['HTTP', '47 45 54 20 2f 20 48 54 54 50'],
     ['a frame before the hello', '00 00 00 0e 11 00 00 00'],
     ['a hello of 513 bytes', '00 00 02 01 01 00 00 00'],
-    ['another magic', HELLO_BYTES.replace('52 00 01', '53 00 01')],
+    ['another magic', HELLO_BYTES.replace('52 00 02', '53 00 02')],
   ])('%s is not this protocol', (_what, hex) => {
     const heard = new Heard();
     expect(heard.decoder.push(bytesOf(hex))?.error).toBe('not-colo');
@@ -295,8 +322,8 @@ describe('hostile bytes', () => {
   });
 
   test.each([
-    ['role 3', HELLO_BYTES.replace('00 01 02 05', '00 01 03 05')],
-    ['state 0', HELLO_BYTES.replace('00 01 02 05', '00 01 02 00')],
+    ['role 3', HELLO_BYTES.replace('00 02 02 05', '00 02 03 05')],
+    ['state 0', HELLO_BYTES.replace('00 02 02 05', '00 02 02 00')],
     ['a timeout that would make the peer flood', HELLO_BYTES.replace('00 0f 42 40', '00 00 4e 1f')],
   ])('a hello with %s is malformed', (_what, hex) => {
     expect(new Heard().decoder.push(bytesOf(hex))?.error).toBe('malformed');

@@ -30,6 +30,8 @@
  *                                IP version u8, protocol u8, guest port u16, client port u16, zero u16,
  *                                vlan u32, position u32, guest address [16], client address [16]
  *     0x27 reset               text
+ *     0x28 guest-addresses     count u16, flags u16 (1: the guest is a router), count times 28 bytes:
+ *                                IP version u8, flags u8 (1: certain), MAC address [6], vlan u32, address [16]
  *
  *     text: length u16, UTF-8 bytes
  *
@@ -42,7 +44,7 @@ import type { CheckpointCause, NodeState, Role } from '../env/messages.ts';
 import { FRAME_BYTES_MAX, VNET_HDR_BYTES } from '../limits.ts';
 
 /** Raised with every change of the layout or of what a message means. */
-export const LINK_VERSION = 1;
+export const LINK_VERSION = 2;
 
 /** "COLOPEER", the first bytes of the hello's body. */
 export const LINK_MAGIC: readonly number[] = [0x43, 0x4f, 0x4c, 0x4f, 0x50, 0x45, 0x45, 0x52];
@@ -71,6 +73,12 @@ export const LINK_PROGRESS_ENTRIES_MAX = 1_024;
 /** Bytes of one progress entry. */
 export const LINK_PROGRESS_ENTRY_BYTES = 48;
 
+/** Addresses of one guest-addresses message: as many as an engine remembers. */
+export const LINK_GUEST_ADDRESSES_MAX = 256;
+
+/** Bytes of one of them. */
+export const LINK_GUEST_ADDRESS_BYTES = 28;
+
 /** Shortest and longest peer timeout a hello may ask for: it sets how often the other end sends. */
 export const LINK_TIMEOUT_US_MIN = 20_000;
 /** See LINK_TIMEOUT_US_MIN. */
@@ -97,6 +105,7 @@ export const LINK_TYPE_CHECKPOINT_ABORT = 0x24;
 export const LINK_TYPE_CHECKPOINT_REQUEST = 0x25;
 export const LINK_TYPE_PROGRESS = 0x26;
 export const LINK_TYPE_RESET = 0x27;
+export const LINK_TYPE_GUEST_ADDRESSES = 0x28;
 
 /** Frame kinds are 1 to this. */
 export const LINK_FRAME_KIND_MAX = 3;

@@ -83,6 +83,20 @@ export interface ProgressEntry {
   readonly position: number;
 }
 
+/** An address of the guest and the MAC address behind it, for the announcements of a failover. */
+export interface GuestAddress {
+  /** 4 or 6. */
+  readonly ipVersion: number;
+  /** Outer VLAN id * 4096 + inner id. */
+  readonly vlan: number;
+  /** 4 or 16 bytes. */
+  readonly ip: Uint8Array;
+  /** 6 bytes. */
+  readonly mac: Uint8Array;
+  /** The guest has said so itself (ARP, neighbour discovery); otherwise it only sends from there. */
+  readonly certain: boolean;
+}
+
 /** Control messages between the engines of the two nodes, over the peer link. Frames travel beside them. */
 export type LinkMessage =
   | { readonly type: 'checkpoint-begin'; readonly epoch: number }
@@ -92,6 +106,12 @@ export type LinkMessage =
   | { readonly type: 'checkpoint-abort'; readonly epoch: number; readonly reason: string }
   | { readonly type: 'checkpoint-request'; readonly cause: CheckpointCause; readonly text: string }
   | { readonly type: 'progress'; readonly entries: readonly ProgressEntry[] }
+  | {
+      readonly type: 'guest-addresses';
+      /** The guest's neighbour advertisements carry the router flag. */
+      readonly isRouter: boolean;
+      readonly addresses: readonly GuestAddress[];
+    }
   | { readonly type: 'reset'; readonly reason: string };
 
 /** Which frames travel on the link. */

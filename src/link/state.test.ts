@@ -140,10 +140,10 @@ describe('handshake', () => {
     hello[8 + 9] = 9;
     primary.session.onBytes(hello, 0);
     expect(primary.ends).toMatchObject([{ code: 'version', isGraceful: true }]);
-    expect(primary.ends[0]?.text).toBe('this node speaks link version 1, its peer version 9');
+    expect(primary.ends[0]?.text).toBe('this node speaks link version 2, its peer version 9');
     carry(primary, secondary, 0);
     expect(secondary.ends).toMatchObject([{ code: 'peer-refused-version' }]);
-    expect(secondary.ends[0]?.text).toContain('version 1, its peer version 9');
+    expect(secondary.ends[0]?.text).toContain('version 2, its peer version 9');
   });
 
   test('garbage ends the connection without an answer', () => {

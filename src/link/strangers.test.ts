@@ -204,7 +204,7 @@ describe('strangers before the hello', () => {
     const stranger = await bench.stranger(link.port, hello);
     await until(() => stranger.isClosed, 'refused');
     expect(Buffer.concat(stranger.heard).toString('latin1')).toContain(
-      'this node speaks link version 1, its peer version 9',
+      'this node speaks link version 2, its peer version 9',
     );
     expect(link.status().refused).toEqual({ version: 1 });
   });

@@ -18,6 +18,7 @@ import {
   KEPT_CLIENT_BYTES_MAX,
   RETAINED_BYTES_MAX,
 } from '../limits.ts';
+import type { FrameInfo } from '../wire/frame.ts';
 
 /** One entry of the pass list: flows of this protocol with this port on either side are not compared. */
 export interface PassRule {
@@ -25,6 +26,14 @@ export interface PassRule {
   readonly protocol: number;
   /** 1..65535. */
   readonly port: number;
+}
+
+/** Does a rule exempt this frame? */
+export function isPassListed(info: FrameInfo, rules: readonly PassRule[]): boolean {
+  for (const { protocol, port } of rules) {
+    if (protocol === info.protocol && (port === info.srcPort || port === info.dstPort)) return true;
+  }
+  return false;
 }
 
 /** What both engines need. */

@@ -7,9 +7,13 @@
  * which must not be taken from them: likely addresses of a VLAN count only while they are few, and not when a
  * neighbour was seen to have them.
  *
+ * Both nodes learn from their own guest. The primary tells what it has learned before each commit: a secondary that has just
+ * been started must be able to announce the guest before that has sent a frame there.
+ *
  * @module
  */
 import type { FrameBuffer } from '../env/frame.ts';
+import type { GuestAddress } from '../env/messages.ts';
 import { ARP_REPLY, ARP_REQUEST, emitArpFrame } from '../wire/arp.ts';
 import { MAC_BROADCAST } from '../wire/ethernet.ts';
 import type { FrameInfo } from '../wire/frame.ts';
@@ -22,14 +26,6 @@ const GUEST_ADDRESSES_MAX = 256;
 const LIKELY_ADDRESSES_MAX = 8;
 /** Longest ARP or neighbour discovery frame: Ethernet, two tags, IPv6, advertisement with one option. */
 export const ANNOUNCEMENT_BYTES_MAX = 14 + 8 + 40 + 32;
-
-interface GuestAddress {
-  readonly ipVersion: number;
-  readonly vlan: number;
-  readonly ip: Uint8Array;
-  readonly mac: Uint8Array;
-  readonly certain: boolean;
-}
 
 /** A table key for an address in a VLAN. Allocates: not for each frame. */
 export function addressKey(
@@ -63,6 +59,17 @@ export class GuestAddresses {
   /** Last source seen by IP version: nearly every frame repeats it. */
   readonly #last: Uint32Array[] = [new Uint32Array(7), new Uint32Array(7)];
   #isRouter = false;
+  #changes = 0;
+
+  /** Grows whenever there is something new to be told. */
+  get changes(): number {
+    return this.#changes;
+  }
+
+  /** Has the guest said that it is a router? */
+  get isRouter(): boolean {
+    return this.#isRouter;
+  }
 
   get size(): number {
     return this.#addresses.size;
@@ -70,7 +77,29 @@ export class GuestAddresses {
 
   /** The guest's neighbour advertisements carry the router flag. */
   set isRouter(value: boolean) {
+    if (value !== this.#isRouter) this.#changes++;
     this.#isRouter = value;
+  }
+
+  /** All addresses; not to be changed. */
+  list(): GuestAddress[] {
+    return [...this.#addresses.values()];
+  }
+
+  /**
+   * The primary's word about an address, in memory that stays. What this node has seen of its own guest outweighs what is merely
+   * likely there.
+   */
+  adopt(address: GuestAddress): void {
+    const { ipVersion, vlan, ip, mac, certain } = address;
+    if (!isHostAddress(ipVersion, ip, 0) || (mac[0]! & 1) !== 0) return;
+    const key = addressKey(ipVersion, vlan, ip, 0);
+    const known = this.#addresses.get(key);
+    if (known === undefined && this.#addresses.size >= GUEST_ADDRESSES_MAX) return;
+    if (known !== undefined && !certain) return;
+    if (this.#macs.size < GUEST_MACS_MAX) this.#macs.add(macNumber(mac));
+    this.#addresses.set(key, address);
+    this.#changes++;
   }
 
   /** Has the guest this address? */
@@ -114,7 +143,7 @@ export class GuestAddresses {
    * it goes to a MAC address that the guest itself has used; a switch also floods frames that are for others.
    */
   onClientTarget(info: FrameInfo, ipVersion: number, ipOffset: number): void {
-    if (!this.#macs.has(macNumber(info, info.frameOffset))) return;
+    if (!this.#macs.has(macNumber(info.bytes, info.frameOffset))) return;
     this.learn(info, ipVersion, ipOffset, info.frameOffset, true);
   }
 
@@ -131,7 +160,7 @@ export class GuestAddresses {
   ): void {
     const { bytes } = info;
     if (!isHostAddress(ipVersion, bytes, ipOffset) || (bytes[macOffset]! & 1) !== 0) return;
-    if (this.#macs.size < GUEST_MACS_MAX) this.#macs.add(macNumber(info, macOffset));
+    if (this.#macs.size < GUEST_MACS_MAX) this.#macs.add(macNumber(bytes, macOffset));
     const key = addressKey(ipVersion, info.vlan, bytes, ipOffset);
     const known = this.#addresses.get(key);
     if (known === undefined && this.#addresses.size >= GUEST_ADDRESSES_MAX) return;
@@ -143,6 +172,7 @@ export class GuestAddresses {
     ) {
       return;
     }
+    this.#changes++;
     this.#addresses.set(key, {
       ipVersion,
       vlan: info.vlan,
@@ -202,9 +232,11 @@ export class GuestAddresses {
   }
 }
 
-/** 48 bits. */
-function macNumber(info: FrameInfo, offset: number): number {
-  return info.view.getUint16(offset) * 0x1_0000_0000 + info.view.getUint32(offset + 2);
+/** The six bytes at `offset` as one number. */
+function macNumber(bytes: Uint8Array, offset = 0): number {
+  let number = 0;
+  for (let i = 0; i < 6; i++) number = number * 256 + bytes[offset + i]!;
+  return number;
 }
 
 function macEquals(mac: Uint8Array, bytes: Uint8Array, offset: number): boolean {

@@ -306,6 +306,7 @@ const step: fc.Arbitrary<Step> = fc.oneof(
         'checkpoint-abort',
         'checkpoint-request',
         'progress',
+        'guest-addresses',
         'reset',
       ),
       epoch,
@@ -364,6 +365,17 @@ function forge(type: LinkMessage['type'], at: number): LinkMessage {
           { ...key, ipVersion: 6, protocol: 17, position: -1 },
         ],
       };
+    }
+    case 'guest-addresses': {
+      // What the link's codec lets through: any addresses, up to as many as it takes.
+      const addresses = Array.from({ length: at % 257 }, (_, i) => ({
+        ipVersion: i % 2 === 0 ? 4 : 6,
+        vlan: at,
+        ip: new Uint8Array(i % 2 === 0 ? 4 : 16).fill(at + i),
+        mac: new Uint8Array(6).fill(i),
+        certain: i % 3 === 0,
+      }));
+      return { type, isRouter: at % 2 === 0, addresses };
     }
     default:
       return { type, epoch: at };

@@ -218,6 +218,7 @@ export class Neighbours {
    * question, answers it or keeps it in mind.
    */
   onGuestFrame(info: FrameInfo): void {
+    learnOwnAddresses(info, this.#guest);
     if (isArpFrame(info)) this.#onGuestArp(info);
     else if (isNeighbourMessage(info)) this.#onGuestDiscovery(info);
   }
@@ -228,7 +229,6 @@ export class Neighbours {
     const target = arp + ARP_TARGET_IP;
     // RFC 5227 §2.1.1: a probe's sender address is all zero, and isHostAddress refuses it.
     if (!isHostAddress(4, bytes, sender)) return;
-    this.#guest.learn(info, 4, sender, arp + ARP_SENDER_MAC, true);
     if (info.view.getUint16(arp + ARP_OPERATION) !== ARP_REQUEST) return;
     this.#ask(addressKey(4, vlan, bytes, target), {
       ipVersion: 4,
@@ -243,14 +243,9 @@ export class Neighbours {
     const { bytes, srcAddressOffset: src, vlan } = info;
     const target = info.l4Offset + ND_TARGET;
     const mac = info.frameOffset + 6;
-    if (info.icmpType === ND_NEIGHBOUR_ADVERTISEMENT) {
-      this.#guest.learn(info, 6, target, mac, true);
-      this.#guest.isRouter = (bytes[info.l4Offset + ND_FLAGS]! & ND_FLAG_ROUTER) !== 0;
-      return;
-    }
+    if (info.icmpType === ND_NEIGHBOUR_ADVERTISEMENT) return;
     // RFC 4862 §5.4.2: duplicate address detection asks from the unspecified address.
     if (!isHostAddress(6, bytes, src)) return;
-    this.#guest.learn(info, 6, src, mac, true);
     this.#ask(addressKey(6, vlan, bytes, target), {
       ipVersion: 6,
       vlan,
@@ -317,6 +312,19 @@ export class Neighbours {
     this.#sendToGuest(frame.buffer, frame.offset, frame.length);
     this.#pool.release(frame);
     this.#answered++;
+  }
+}
+
+/** What the guest says of its own addresses in ARP and neighbour discovery. */
+export function learnOwnAddresses(info: FrameInfo, guest: GuestAddresses): void {
+  if (isArpFrame(info)) {
+    guest.learn(info, 4, info.l3Offset + ARP_SENDER_IP, info.l3Offset + ARP_SENDER_MAC, true);
+  } else if (isNeighbourMessage(info)) {
+    const mac = info.frameOffset + 6;
+    if (info.icmpType === ND_NEIGHBOUR_ADVERTISEMENT) {
+      guest.learn(info, 6, info.l4Offset + ND_TARGET, mac, true);
+      guest.isRouter = (info.bytes[info.l4Offset + ND_FLAGS]! & ND_FLAG_ROUTER) !== 0;
+    } else guest.learn(info, 6, info.srcAddressOffset, mac, true);
   }
 }
 

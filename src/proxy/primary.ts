@@ -36,11 +36,12 @@ import { DROP_REASON_NAMES, dissect, FRAME_OK, FrameInfo } from '../wire/frame.t
 import { TCP_SYN } from '../wire/tcp.ts';
 import { TcpOptions } from '../wire/tcp-options.ts';
 import { CheckpointRequests } from './checkpoint-requests.ts';
-import type { PrimaryConfig } from './config.ts';
+import { isPassListed, type PrimaryConfig } from './config.ts';
 import { Counters } from './counters.ts';
 import { FramePool, type PooledFrame } from './frame-pool.ts';
 import { KeptFrames } from './kept-frames.ts';
 import { isLinkControl } from './link-control.ts';
+import { AddressReport } from './primary-addresses.ts';
 import type { PrimaryContext, PrimaryCounts, PrimaryFlow } from './primary-context.ts';
 import { PrimaryFlows } from './primary-flows.ts';
 import { ProgressReport } from './primary-progress.ts';
@@ -71,9 +72,9 @@ export class PrimaryEngine implements Engine {
   readonly #flows: PrimaryFlows;
   readonly #requests: CheckpointRequests;
   readonly #progress: ProgressReport;
-  /** Client frames kept between begin and commit. */
+  readonly #addresses = new AddressReport();
+  /** Kept between begin and commit: frames of clients, and of the PVM in the new epoch. */
   readonly #keptClient: KeptFrames;
-  /** PVM frames that came after begin: output of the new epoch. */
   readonly #keptGuest: KeptFrames;
   #dirty: PrimaryFlow[] = [];
   #state: NodeState = 'unprotected';
@@ -162,6 +163,7 @@ export class PrimaryEngine implements Engine {
   onPeerUp(peerEpoch: number, nowUs: Micros): void {
     this.#begin(nowUs);
     this.#peerUp = true;
+    this.#addresses.onPeerUp();
     this.#epoch = Math.max(this.#epoch, peerEpoch);
     if (this.#state !== 'unprotected') this.#unprotect('peer joined anew');
     this.#event('peer-up', 'The secondary has joined');
@@ -226,6 +228,7 @@ export class PrimaryEngine implements Engine {
     if (!begun.ok) return begun;
     if (this.#commitSent) return OK;
     this.#commitSent = true;
+    this.#addresses.tell(this.#output);
     this.#output.sendMessageToPeer({ type: 'checkpoint-commit', epoch: this.#epoch + 1 });
     return OK;
   }
@@ -390,12 +393,14 @@ export class PrimaryEngine implements Engine {
       this.#dropped.add(`guest-${DROP_REASON_NAMES[result] ?? 'malformed'}`);
       return;
     }
+    const isControl = isLinkControl(info);
+    this.#addresses.onGuestFrame(info, isControl);
     if (this.#state !== 'protected') {
       this.#flows.track(info);
       this.#context.emit(buffer, offset, length);
       return;
     }
-    if (isLinkControl(info) || this.#isPassListed(info)) {
+    if (isControl || this.#isPassListed(info)) {
       this.#context.emit(buffer, offset, length);
       return;
     }
@@ -421,13 +426,9 @@ export class PrimaryEngine implements Engine {
   }
 
   #isPassListed(info: FrameInfo): boolean {
-    for (const rule of this.#config.passList) {
-      if (rule.protocol !== info.protocol) continue;
-      if (rule.port !== info.srcPort && rule.port !== info.dstPort) continue;
-      this.#counts.passListed++;
-      return true;
-    }
-    return false;
+    const isListed = isPassListed(info, this.#config.passList);
+    if (isListed) this.#counts.passListed++;
+    return isListed;
   }
 
   // ------------------------------------------------------------------ details: memory

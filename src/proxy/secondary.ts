@@ -77,6 +77,8 @@ export class SecondaryEngine implements Engine {
   #ready = false;
   /** Between begin and commit: the epoch that the commit will open. */
   #pendingEpoch: number | undefined;
+  /** A checkpoint that was aborted here: the primary's commit of it may still be under way, and changes nothing. */
+  #abortedEpoch = 0;
   /** A checkpoint was asked for in this epoch. */
   #hasRequested = false;
   #released = 0;
@@ -219,6 +221,7 @@ export class SecondaryEngine implements Engine {
     if (this.#state === 'failed-over') return;
     // A new sync begins, perhaps with another primary: nothing of the old protection holds.
     this.#forgetProtection();
+    this.#abortedEpoch = 0;
     this.#flows.clear();
     this.#epoch = Math.max(this.#epoch, peerEpoch);
     this.#setState('syncing', 'peer joined, waiting for the first commit');
@@ -246,6 +249,10 @@ export class SecondaryEngine implements Engine {
         this.#output.sendMessageToPeer({ type: 'checkpoint-began', epoch: message.epoch });
         return;
       case 'checkpoint-commit':
+        if (message.epoch <= this.#abortedEpoch) {
+          this.#dropped.add('commit-after-abort');
+          return;
+        }
         this.#commitCheckpoint(message.epoch);
         // Not for an epoch that was given up here: its state is worth nothing.
         if (this.#ready) {
@@ -258,6 +265,10 @@ export class SecondaryEngine implements Engine {
       case 'progress':
         if (this.#state !== 'protected') return;
         for (const entry of message.entries) this.#flows.onProgress(entry);
+        return;
+      case 'guest-addresses':
+        for (const address of message.addresses) this.#guest.adopt(address);
+        this.#guest.isRouter = message.isRouter;
         return;
       case 'reset':
         this.#forgetProtection();
@@ -277,7 +288,7 @@ export class SecondaryEngine implements Engine {
       return refuse('begin a checkpoint', 'this node has failed over');
     if (this.#pendingEpoch !== undefined) return OK;
     if (!this.#peerUp) return refuse('begin a checkpoint', 'no primary');
-    this.#beginCheckpoint(this.#epoch + 1);
+    this.#beginCheckpoint(this.#nextEpoch);
     return OK;
   }
 
@@ -286,7 +297,7 @@ export class SecondaryEngine implements Engine {
     // The primary may have died after a VM layer without a begin had copied its state: then the SVM runs from that
     // state, and is a replica if it was one before (the primary has released nothing that only it knew).
     const isLate = !this.#peerUp && this.#ready && this.#state !== 'failed-over';
-    if (isLate && this.#pendingEpoch === undefined) this.#pendingEpoch = this.#epoch + 1;
+    if (isLate && this.#pendingEpoch === undefined) this.#pendingEpoch = this.#nextEpoch;
     const begun = this.checkpointBegin(nowUs);
     if (!begun.ok) return begun;
     assert(this.#pendingEpoch !== undefined, 'a checkpoint has begun');
@@ -299,6 +310,7 @@ export class SecondaryEngine implements Engine {
     if (this.#pendingEpoch === undefined) {
       return refuse('abort a checkpoint', `none has begun, the node is ${this.#state}`);
     }
+    this.#abortedEpoch = this.#pendingEpoch;
     this.#abortCheckpoint(reason);
     // Only the primary knows whether it goes on without protection; perhaps it is dead, and a failover comes next.
     const why = `checkpoint aborted: ${reason}`;
@@ -458,6 +470,11 @@ export class SecondaryEngine implements Engine {
     this.#pendingEpoch = epoch;
     this.#setState('checkpointing', 'checkpoint begun');
     this.#event('checkpoint-begun', `epoch ${epoch}`, { epoch });
+  }
+
+  /** Of a checkpoint that only the VM layer has told of. */
+  get #nextEpoch(): number {
+    return Math.max(this.#epoch, this.#abortedEpoch) + 1;
   }
 
   /** The SVM runs from the PVM's state: every number is the PVM's, whatever was sent before is covered. */

@@ -5,7 +5,11 @@
  */
 import type { Prng } from '../base/prng.ts';
 import { type Micros, NEVER, US_PER_MS } from '../base/time.ts';
-import { parseHead } from './net/packet.ts';
+import { connectionKey } from './host/host.ts';
+import { packetTooBig } from './host/path-mtu.ts';
+import { parseHead, parseIp } from './net/packet.ts';
+import { DEATH_PHASES } from './options.ts';
+import { parseSegment } from './tcp/segment.ts';
 import {
   type Addresses,
   drawDatagram,
@@ -55,9 +59,7 @@ export class FaultPlan {
     this.#repeat(faults.peerStall, () => this.#stallPeer());
     this.#repeat(faults.primaryHang, () => this.#hang('primary'));
     this.#repeat(faults.secondaryHang, () => this.#hang('secondary'));
-    this.#repeat(faults.secondaryDeath, () =>
-      this.#world.killSecondary(this.#milliseconds(20, 800)),
-    );
+    this.#repeat(faults.secondaryDeath, () => this.#endSecondary());
     this.#repeat(faults.pvmStuck, () =>
       this.#note('PVM stuck', () => this.#world.pvm.stick(this.#milliseconds(1, 800))),
     );
@@ -71,6 +73,7 @@ export class FaultPlan {
     this.#repeat(faults.guestPartition, () => this.#partitionGuest());
     this.#repeat(faults.clockJump, () => this.#jumpClock());
     this.#repeat(faults.operator, () => this.#operate());
+    this.#repeat(faults.pathMtu, () => this.#narrowPath());
   }
 
   /** Faults stop; the clients finish what they have begun, and each begins something last. */
@@ -79,6 +82,7 @@ export class FaultPlan {
     this.#isOver = true;
     world.line('HEAL');
     world.deathPhase = '';
+    world.secondaryDeath = undefined;
     world.vm.heal();
     const paths = [world.primaryNet, world.secondaryNet, world.primaryGuest, world.secondaryGuest];
     for (const { to, from } of paths) {
@@ -229,18 +233,50 @@ export class FaultPlan {
   #partitionNet(): void {
     const world = this.#world;
     const client = this.#prng.pick(world.clients);
-    const path = this.#prng.pick([
-      world.primaryNet.to,
-      world.primaryNet.from,
-      client.toSwitch,
-      client.fromSwitch,
+    const both = this.#prng.pick([
+      [world.primaryNet.to, world.primaryNet.from],
+      [client.toSwitch, client.fromSwitch],
     ]);
-    this.#cut(path);
+    // Both directions, or one.
+    if (this.#prng.chance(0.4)) for (const path of both) this.#cut(path);
+    else this.#cut(this.#prng.pick(both));
   }
 
   #partitionGuest(): void {
     const { primaryGuest, secondaryGuest } = this.#world;
     this.#cut(this.#prng.pick([primaryGuest.to, secondaryGuest.to, secondaryGuest.from]));
+  }
+
+  /** At any event, or at a phase of the next checkpoint. */
+  #endSecondary(): void {
+    const restartUs = this.#milliseconds(20, 800);
+    if (this.#prng.chance(0.5)) this.#world.killSecondary(restartUs);
+    else this.#world.secondaryDeath = { phase: this.#prng.pick(DEATH_PHASES), restartUs };
+  }
+
+  /** A router on a client's way says that the guest's last segment was too long. */
+  #narrowPath(): void {
+    const client = this.#prng.pick(this.#world.clients);
+    const mtu = this.#prng.pick([600, 1_000, 1_280, 1_400]);
+    const frame = client.lastData;
+    if (frame === undefined) return;
+    const error = packetTooBig(frame, mtu);
+    if (error === undefined || !this.#isUnderWay(client, frame)) return;
+    this.#note(`path to ${client.host.name} has MTU ${mtu}`, () =>
+      this.#act(client, () => client.host.send({ ...error, gsoBytes: 0 })),
+    );
+  }
+
+  /** Is it of a connection that the client has open? A late quote of an earlier one says nothing. */
+  #isUnderWay({ host }: Client, frame: Uint8Array): boolean {
+    const packet = parseIp(frame);
+    const segment = packet === undefined ? undefined : parseSegment(packet.payload);
+    if (packet === undefined || segment === undefined) return false;
+    const key = connectionKey(packet.src, segment.srcPort, segment.dstPort);
+    const connection = host.state.connections.get(key);
+    if (connection === undefined || connection.rcvNxt === 0) return false;
+    const back = (connection.irs + connection.rcvNxt - segment.seq) | 0;
+    return Math.abs(back) < 1 << 20;
   }
 
   #cut(path: { name: string; isCut: boolean }): void {

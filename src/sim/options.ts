@@ -24,6 +24,8 @@ export interface FaultIntervals {
   readonly guestPartition: Micros;
   readonly clockJump: Micros;
   readonly operator: Micros;
+  /** A path becomes narrower: ICMP errors that quote the guest's segments. */
+  readonly pathMtu: Micros;
 }
 
 export interface VmOptions {
@@ -37,6 +39,11 @@ export interface VmOptions {
   readonly oneMessage: number;
   readonly resumeBeforeCommit: number;
   readonly repeatCommands: number;
+  /**
+   * The copy waits beside the paused SVM until its node has committed; it is thrown away when the primary dies before. Otherwise
+   * the SVM is loaded at once, and its node is told when the primary dies.
+   */
+  readonly isStaged: boolean;
   /** Mean time between checkpoints that nobody asked for. */
   readonly spontaneousUs: Micros;
 }
@@ -155,6 +162,7 @@ function drawFaults(prng: Prng): FaultIntervals {
     guestPartition: rare(0.2, 600),
     clockJump: rare(0.15, 1_000),
     operator: rare(0.2, 400),
+    pathMtu: rare(0.25, 300),
   };
 }
 
@@ -169,6 +177,7 @@ function drawVm(prng: Prng): VmOptions {
     oneMessage: prng.pick([0, 0, 0, 0.5, 1]),
     resumeBeforeCommit: prng.pick([0, 0.5, 1]),
     repeatCommands: prng.chance(0.3) ? 0.3 : 0,
+    isStaged: prng.chance(0.3),
     spontaneousUs: prng.chance(0.3) ? prng.nextBetween(50, 800) * US_PER_MS : NEVER,
   };
 }

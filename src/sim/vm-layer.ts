@@ -55,6 +55,8 @@ export class VmLayer {
   /** The secondary's engine has been told (or has seen) the commit of the last load. */
   #isLoadAnnounced = true;
   checkpoints = 0;
+  /** A copy that waits for the secondary's node. */
+  #staged: MachineImage | undefined;
   /** The SVM was loaded and its node does not know (yet, or never if the commit was refused). */
   isReplacedUntold = false;
 
@@ -108,6 +110,7 @@ export class VmLayer {
 
   #start(): void {
     if (this.#attempt !== undefined || !this.#canRun()) return;
+    this.#staged = undefined;
     const attempt: Attempt = {
       isOneMessage: this.#prng.chance(this.#options.oneMessage),
       isResumedFirst: this.#prng.chance(this.#options.resumeBeforeCommit),
@@ -187,6 +190,7 @@ export class VmLayer {
   onEvent(node: ProxyNode, event: ProxyEvent): void {
     if (node === this.#secondary) {
       if (event.kind !== 'checkpoint-committed') return;
+      if (this.#staged !== undefined) this.#loadStaged(this.#staged);
       this.#isLoadAnnounced = true;
       this.isReplacedUntold = false;
       return;
@@ -233,6 +237,10 @@ export class VmLayer {
 
   #load(attempt: Attempt, image: MachineImage): void {
     if (!this.#svm.isAlive) return;
+    if (this.#options.isStaged) {
+      this.#stage(attempt, image);
+      return;
+    }
     this.#svm.load(image);
     attempt.isLoaded = true;
     this.#isLoadAnnounced = false;
@@ -259,6 +267,28 @@ export class VmLayer {
     this.#whenAwake(attempt, () => this.#commit(attempt));
   }
 
+  /** The copy is complete, and takes the SVM's place when its node commits: one decision for both. */
+  #stage(attempt: Attempt, image: MachineImage): void {
+    this.#staged = image;
+    this.#hooks.line('vm: the copy waits beside the SVM');
+    this.#hooks.onPhase('loaded');
+    if (this.#attempt !== attempt) return;
+    if (this.#prng.chance(this.#options.failAfterLoad)) {
+      this.#staged = undefined;
+      this.#whenAwake(attempt, () => this.#abort(attempt, 'failed after the copy'));
+      return;
+    }
+    this.#whenAwake(attempt, () => this.#commit(attempt));
+  }
+
+  #loadStaged(image: MachineImage): void {
+    this.#staged = undefined;
+    if (!this.#svm.isAlive) return;
+    this.#svm.load(image);
+    this.#hooks.onLoaded();
+    this.#hooks.line('vm: the SVM runs from the copy');
+  }
+
   #commit(attempt: Attempt): void {
     if (this.#attempt !== attempt || attempt.phase !== 'copy') return;
     attempt.phase = 'commit';
@@ -275,6 +305,13 @@ export class VmLayer {
     const attempt = this.#attempt;
     this.#attempt = undefined;
     if (!this.#svm.isAlive) return;
+    if (this.#staged !== undefined && this.#secondary.isAlive) {
+      this.#hooks.line('vm: throws the copy away');
+      this.#staged = undefined;
+      this.#secondary.command((engine, nowUs) => engine.checkpointAbort('the primary died', nowUs));
+      this.#svm.resume();
+      return;
+    }
     if (!this.#isLoadAnnounced && this.#secondary.isAlive) {
       this.#hooks.line('vm: tells the secondary that the SVM runs from the copy');
       this.#secondary.command((engine, nowUs) => engine.checkpointCommit(nowUs));
@@ -287,6 +324,7 @@ export class VmLayer {
   /** The secondary's node is dead, its machine with it. */
   onSecondaryDead(): void {
     this.#isLoadAnnounced = true;
+    this.#staged = undefined;
     const attempt = this.#attempt;
     if (attempt === undefined) return;
     this.#queue.after(this.#prng.nextBelow(20 * US_PER_MS), 'vm', () => {

@@ -65,7 +65,7 @@ export function drawPlan(prng: Prng, options: WorkloadOptions): SessionPlan {
   const last = requests[count - 1]!;
   const isBack = (last.flags & FLAG_CONNECT_BACK) !== 0;
   if (!isBack && prng.chance(options.closes)) {
-    ending = 'guest-closes';
+    ending = prng.chance(0.5) ? 'guest-closes' : 'both-close';
     requests[count - 1] = { ...last, flags: last.flags | FLAG_CLOSE };
   }
   if (!isBack && prng.chance(options.resets)) {
@@ -86,6 +86,7 @@ export function drawPlan(prng: Prng, options: WorkloadOptions): SessionPlan {
     readBytes: isSlowReader ? prng.nextBetween(100, 3_000) : 0,
     readEveryUs: isSlowReader ? prng.nextBetween(1, 60) * US_PER_MS : 0,
     hasUrgent: prng.chance(options.urgent),
+    closeAfterUs: prng.nextBelow(prng.pick([1_000, 10_000, 100_000])),
   };
 }
 
@@ -99,6 +100,7 @@ export function lastPlan(prng: Prng): SessionPlan {
     readBytes: 0,
     readEveryUs: 0,
     hasUrgent: false,
+    closeAfterUs: 0,
   };
 }
 

@@ -35,13 +35,14 @@ import { SERVICE_PORT, type ServiceMood } from './host/service.ts';
 import { Machine } from './machine.ts';
 import { describeFrame } from './net/describe.ts';
 import { completeOffload } from './net/offload.ts';
-import { parseIp, type SimFrame } from './net/packet.ts';
+import { hasTcpData, parseIp, type SimFrame } from './net/packet.ts';
 import { Path } from './net/path.ts';
 import { Switch } from './net/switch.ts';
 import { type NodeHooks, ProxyNode } from './node.ts';
 import { drawOptions, type RunOptions } from './options.ts';
 import { PeerLink } from './peer-link.ts';
 import { createConnection, type TcpConnection } from './tcp/connection.ts';
+import { joinOld } from './tcp/join-old.ts';
 import type { Trace } from './trace.ts';
 import { type CheckpointPhase, VmLayer } from './vm-layer.ts';
 import { CLIENT_LISTEN_PORT, drawPlan } from './workload.ts';
@@ -71,6 +72,8 @@ export interface Seen {
 export interface Client extends ClientView {
   readonly toSwitch: Path;
   readonly fromSwitch: Path;
+  /** The last segment with data that it was sent. */
+  lastData: SimFrame | undefined;
   reschedule(): void;
 }
 
@@ -104,6 +107,8 @@ export class World implements Witness {
   disturbedUs: Micros = 0;
   /** A phase of a checkpoint in which the primary dies; set by the fault plan. */
   deathPhase = '';
+  /** The same for the secondary, and for how long it is away. */
+  secondaryDeath: { phase: CheckpointPhase; restartUs: Micros } | undefined = undefined;
   /** A scenario's part in each phase of a checkpoint. */
   phaseScript: ((phase: CheckpointPhase) => void) | undefined = undefined;
   /** Frames that clients saw, for the capture. */
@@ -345,11 +350,20 @@ export class World implements Witness {
     };
     const fromSwitch = this.#path(`switch>client${index}`, 'clientPath', (frame) => {
       if (this.#capture) this.seen.push({ atUs: this.queue.nowUs, frame });
+      if (hasTcpData(frame)) client.lastData = frame;
       host.input(frame, this.queue.nowUs);
       reschedule();
     });
     port = this.switch.attach((frame) => fromSwitch.send(frame));
-    this.clients.push({ host, application, toSwitch, fromSwitch, reschedule });
+    const client: Client = {
+      host,
+      application,
+      toSwitch,
+      fromSwitch,
+      lastData: undefined,
+      reschedule,
+    };
+    this.clients.push(client);
   }
 
   #makeVmLayer(): VmLayer {
@@ -365,6 +379,11 @@ export class World implements Witness {
           if (phase === this.deathPhase && this.primary.isAlive) {
             this.deathPhase = '';
             this.killPrimary(`in the checkpoint phase ${phase}`);
+          }
+          if (phase === this.secondaryDeath?.phase) {
+            const { restartUs } = this.secondaryDeath;
+            this.secondaryDeath = undefined;
+            this.killSecondary(restartUs);
           }
         },
         onSaved: () => {
@@ -456,14 +475,18 @@ export class World implements Witness {
 
   // ------------------------------------------------------------------ deaths and the arbiter
 
-  /** The primary's node stops for good, its machine with it. */
-  killPrimary(when: string): void {
+  /**
+   * The primary's node stops for good, its machine with it.
+   *
+   * @param isHostDead otherwise its system closes the sockets, after what was written has arrived
+   */
+  killPrimary(when: string, isHostDead = this.prng.chance(0.5)): void {
     if (!this.primary.isAlive) return;
     const { state } = this.primary.engine;
     this.line(`FAULT primary dies ${when}; it was ${state}`);
     this.primary.kill();
     this.pvm.kill();
-    this.link.onNodeDead(this.primary, this.prng.chance(0.5));
+    this.link.onNodeDead(this.primary, isHostDead);
     const hasSurvivor = this.#isProtected && this.secondary.isAlive && this.isSvmSynced;
     this.queue.after(this.prng.nextBelow(this.options.arbiterUsMax + 1), 'arbiter', () => {
       this.vm.onPrimaryDead();
@@ -557,27 +580,4 @@ export class World implements Witness {
     connection.sendBase = position;
     return connection;
   }
-}
-
-/** Makes `connection` know what its peer has sent. */
-function joinOld(connection: TcpConnection, peer: TcpConnection): void {
-  connection.irs = peer.iss;
-  connection.rcvNxt = peer.sndNxt;
-  connection.lastAckSent = connection.rcvNxt;
-  connection.mss = Math.min(connection.options.mss, peer.options.mss) - 12;
-  connection.cwnd = 10 * connection.mss;
-  const isScaled = connection.options.windowScale > 0 && peer.options.windowScale > 0;
-  connection.rcvScale = isScaled ? connection.options.windowScale : 0;
-  connection.sndScale = isScaled ? peer.options.windowScale : 0;
-  const unit = 2 ** connection.rcvScale;
-  const window = Math.min(Math.floor(connection.options.receiveBytesMax / unit), 0xffff) * unit;
-  connection.rcvEdge = connection.rcvNxt + window;
-  connection.sndWl1 = connection.rcvNxt;
-  connection.sndWl2 = connection.sndUna;
-  const peerUnit = 2 ** connection.sndScale;
-  connection.sndWnd =
-    Math.min(Math.floor(peer.options.receiveBytesMax / peerUnit), 0xffff) * peerUnit;
-  connection.sackOk = connection.options.sack && peer.options.sack;
-  connection.timestampsOk = connection.options.timestamps && peer.options.timestamps;
-  connection.tsRecent = peer.timestampOffset;
 }

@@ -60,6 +60,7 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     'if ((isAgain || isLate) && !flow.isNew)',
     'if ((isAgain || isLate) && flow.primaryIsn !== undefined && !flow.isNew)',
   ),
+  mutant('addresses-of-a-silent-guest', PRIMARY, '    this.#addresses.tell(this.#output);\n', ''),
   mutant(
     'gap-filler-behind-the-gap',
     TCP,
@@ -77,6 +78,12 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     'src/proxy/primary-ack.ts',
     'if (this.#frame !== undefined && seqBefore(info.ack, this.#ack)) return;',
     '',
+  ),
+  mutant(
+    'commit-after-an-abort',
+    SECONDARY,
+    'if (message.epoch <= this.#abortedEpoch) {',
+    'if (message.epoch < 0) {',
   ),
   {
     scenario: 'spent-epoch',

@@ -24,6 +24,7 @@ const KNOWN: readonly (readonly [title: string, seedsMax: number])[] = [
   ['bytes are released without the SVM', 10],
   ['bytes that differ count as equal', 20],
   ['held output goes at begin', 20],
+  ['held output goes before the secondary knows the commit', 100],
   ['a SYN does not wait', 10],
   ['a RST does not wait', 40],
   ['any datagram is a mate', 150],
@@ -65,6 +66,14 @@ const OWN: readonly SimMutant[] = [
     search: 'delta += shiftOptions(info, -seqDelta, 0, -tsDelta);',
     replace: 'delta += shiftOptions(info, 0, 0, -tsDelta);',
     seedsMax: 60,
+  },
+  {
+    guarantee: 'G5',
+    title: 'headers quoted to the SVM keep the numbers of the wire',
+    file: 'src/proxy/secondary-flows.ts',
+    search: 'adjustQuoteForGuest(info, this.#quote, flow.seqDelta);',
+    replace: 'adjustQuoteForGuest(info, this.#quote, 0);',
+    seedsMax: 100,
   },
   {
     guarantee: 'G1',

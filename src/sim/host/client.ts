@@ -30,6 +30,7 @@ import { SERVICE_PORT, SIMULTANEOUS_PORT, SIMULTANEOUS_PORTS } from './service.t
 export type Ending =
   | 'client-closes'
   | 'half-close-early'
+  | 'both-close'
   | 'guest-closes'
   | 'client-resets'
   | 'stays-open';
@@ -46,6 +47,8 @@ export interface SessionPlan {
   readonly readBytes: number;
   readonly readEveryUs: Micros;
   readonly hasUrgent: boolean;
+  /** With `both-close`: the client closes so long after its last request, whatever the guest does. */
+  readonly closeAfterUs: Micros;
 }
 
 /** A connection as the client's application sees it. */
@@ -65,6 +68,8 @@ export interface Session {
   receivedCount: number;
   nextSendUs: Micros;
   nextReadUs: Micros;
+  /** With `both-close`; NEVER before the last request. */
+  closeAtUs: Micros;
   isClosing: boolean;
   isDone: boolean;
   /** How it ended: empty for an ordinary end. */
@@ -103,6 +108,7 @@ const INBOUND_PLAN: SessionPlan = {
   readBytes: 0,
   readEveryUs: 0,
   hasUrgent: false,
+  closeAfterUs: 0,
 };
 
 export class ClientApplication implements Application {
@@ -147,6 +153,7 @@ export class ClientApplication implements Application {
       receivedCount: 0,
       nextSendUs: 0,
       nextReadUs: 0,
+      closeAtUs: NEVER,
       isClosing: false,
       isDone: false,
       error: '',
@@ -217,6 +224,8 @@ export class ClientApplication implements Application {
       const request = plan.requests[session.sentRequests++]!;
       const isUrgent = plan.hasUrgent && session.sentRequests % 3 === 1;
       tcpWrite(connection, encodeRequest(request), isUrgent);
+      if (session.sentRequests === plan.requests.length)
+        session.closeAtUs = host.nowUs + plan.closeAfterUs;
       this.#openSimultaneously(host, connection.remoteAddress, request);
     }
   }
@@ -249,7 +258,9 @@ export class ClientApplication implements Application {
     const isAllSent = session.sentRequests === plan.requests.length;
     const isAllHere = session.receivedCount >= expectedBytes(plan);
     if (!isAllSent) return;
-    if (plan.ending === 'half-close-early' || (plan.ending === 'client-closes' && isAllHere)) {
+    const isTime = plan.ending === 'both-close' && host.nowUs >= session.closeAtUs;
+    const isEarly = plan.ending === 'half-close-early' || isTime;
+    if (isEarly || (plan.ending === 'client-closes' && isAllHere)) {
       tcpClose(connection);
       session.isClosing = true;
     } else if (plan.ending === 'client-resets' && isAllHere) {
@@ -356,6 +367,8 @@ export class ClientApplication implements Application {
       if (session.isDone) continue;
       if (session.nextSendUs > 0 && this.#maySend(session))
         next = Math.min(next, session.nextSendUs);
+      if (session.plan.ending === 'both-close' && !session.isClosing)
+        next = Math.min(next, session.closeAtUs);
       if (session.connection.received.length > 0) next = Math.min(next, session.nextReadUs);
     }
     host.state.application.deadlineUs = next === NEVER ? NEVER : Math.max(next, host.nowUs + 1);

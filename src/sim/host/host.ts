@@ -45,6 +45,7 @@ import {
   segmentLength,
   type TcpSegment,
 } from '../tcp/segment.ts';
+import { heedTooBig } from './path-mtu.ts';
 
 /** How often an unanswered ARP or ND question is asked again. */
 const ASK_AGAIN_US: Micros = 500_000;
@@ -286,6 +287,7 @@ export class Host {
 
   #inputTransport(packet: IpPacket): void {
     if (packet.protocol === PROTOCOL_TCP) this.#inputTcp(packet);
+    else if (heedTooBig(this.state, packet)) return;
     else if (packet.protocol === PROTOCOL_UDP && packet.payload.length >= 8) {
       const { payload } = packet;
       const count = Math.min(readU16(payload, 4), payload.length);

@@ -208,6 +208,13 @@ export function parseIp(frame: SimFrame): IpPacket | undefined {
   return parsedPacket;
 }
 
+/** Is it a TCP segment (no later fragment) with payload? */
+export function hasTcpData(frame: SimFrame): boolean {
+  const packet = parseIp(frame);
+  if (packet?.protocol !== PROTOCOL_TCP || packet.payload.length < 20) return false;
+  return packet.payload.length > (packet.payload[12]! >> 4) * 4;
+}
+
 function parseFresh(frame: SimFrame): IpPacket | undefined {
   const at = readHead(frame);
   if (at === undefined) return undefined;

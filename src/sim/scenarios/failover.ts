@@ -6,6 +6,7 @@
 import { US_PER_MS } from '../../base/time.ts';
 import type { Session } from '../host/client.ts';
 import { FLAG_CLOSE } from '../host/content.ts';
+import { parseArp } from '../net/packet.ts';
 import { ACK, FIN, SYN } from '../tcp/segment.ts';
 import { PROTECTED_MS, plan, request, type Scenario, type Stage } from './scenario.ts';
 
@@ -182,10 +183,41 @@ const SYN_ACK_OF_THE_SVM_ALONE: Scenario = {
   untilMs: PROTECTED_MS + 9_100,
 };
 
+const ADDRESSES_OF_A_SILENT_GUEST: Scenario = {
+  name: 'addresses-of-a-silent-guest',
+  about:
+    'A secondary that had not seen a frame of its guest since it was started knew no address to announce at a failover: the switch moved only when a client asked for its neighbour again.',
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(plan([request(10), request(10)], { pauseUs: 300 * US_PER_MS }));
+      stage.at(PROTECTED_MS + 20, () => {
+        world.killSecondary(50 * US_PER_MS);
+        // After the secondary has come back its guest says nothing before the failover.
+        stage.onPhase('committed', () => stage.killPrimary());
+      });
+      let announcements = 0;
+      world.secondaryNet.from.script = (frame) => {
+        if (parseArp(frame)?.senderIp === world.svm.host.state.ip4) announcements++;
+        return undefined;
+      };
+      stage.at(PROTECTED_MS + 250, () => {
+        stage.demand('G5', world.isFailoverGranted, 'there was no failover');
+        stage.demand('G5', announcements > 0, 'the address of the guest was not announced');
+      });
+      stage.at(PROTECTED_MS + 700, () => {
+        stage.demand('G5', session.receivedCount === 20, 'the client has no second answer');
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 800,
+};
+
 export const FAILOVER_SCENARIOS: readonly Scenario[] = [
   PROBE_OF_REPLACED_STATE,
   LAST_ACK_OF_FULL_TABLE,
   HANDSHAKE_LOST_WITH_PRIMARY,
   DAMAGED_FIRST_ACK,
   SYN_ACK_OF_THE_SVM_ALONE,
+  ADDRESSES_OF_A_SILENT_GUEST,
 ];

@@ -135,9 +135,35 @@ const SPENT_EPOCH: Scenario = {
   untilMs: PROTECTED_MS + 6_000,
 };
 
+const COMMIT_AFTER_ABORT: Scenario = {
+  name: 'commit-after-an-abort',
+  about:
+    "The primary's commit was on its way when it died, and the VM layer threw the copy away and aborted the checkpoint: the secondary committed it all the same, and translated no longer, although the SVM ran on in its own state.",
+  options: (calm) => ({ ...calm, vm: { ...calm.vm, isStaged: true } }),
+  script: (stage) => {
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(plan([request(10), request(2_000)], { pauseUs: 100 * US_PER_MS }));
+      stage.at(PROTECTED_MS + 20, () => {
+        stage.onPhase('commit', () => stage.crashPrimary());
+        stage.checkpoint();
+      });
+      stage.at(PROTECTED_MS + 2_000, () => {
+        const { receivedCount } = session;
+        stage.demand(
+          'G5',
+          receivedCount === 2_010,
+          `the client has ${receivedCount} bytes of 2010`,
+        );
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 2_100,
+};
+
 export const RELEASE_SCENARIOS: readonly Scenario[] = [
   GAP_FILLER,
   WINDOW_AT_COMMIT,
   LATE_OLD_ACK,
   SPENT_EPOCH,
+  COMMIT_AFTER_ABORT,
 ];

@@ -91,6 +91,7 @@ export function calmOptions(): RunOptions {
       oneMessage: 0,
       resumeBeforeCommit: 0,
       repeatCommands: 0,
+      isStaged: false,
       spontaneousUs: NEVER,
     },
     workload: {
@@ -126,6 +127,7 @@ export function calmOptions(): RunOptions {
       guestPartition: NEVER,
       clockJump: NEVER,
       operator: NEVER,
+      pathMtu: NEVER,
     },
     primaryDies: false,
     primaryDeathPhase: '',
@@ -149,6 +151,7 @@ export function plan(requests: readonly Request[], changes?: Partial<SessionPlan
     readBytes: 0,
     readEveryUs: 0,
     hasUrgent: false,
+    closeAfterUs: 0,
     ...changes,
   };
 }
@@ -196,6 +199,11 @@ export class Stage {
   killPrimary(): void {
     this.world.link.cut(true);
     this.world.killPrimary('as scripted');
+  }
+
+  /** The primary's process and the PVM are gone; what it had written to the secondary still arrives. */
+  crashPrimary(): void {
+    this.world.killPrimary('as scripted', false);
   }
 
   /** Decides over the TCP segments that enter a path from now on; undefined: their ordinary way. */

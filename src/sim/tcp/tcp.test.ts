@@ -43,6 +43,7 @@ const PLAN: SessionPlan = {
   readBytes: 0,
   readEveryUs: 0,
   hasUrgent: false,
+  closeAfterUs: 0,
 };
 
 function state(last: string, tcp: TcpOptions): HostState {
