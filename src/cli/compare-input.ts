@@ -14,11 +14,13 @@
  * @module
  */
 import type { Micros } from '../base/time.ts';
-import type { Engine } from '../env/engine.ts';
 import type { FrameHandler } from '../env/frame.ts';
 import type { PeerLink } from '../env/link.ts';
 import { LINK_FRAME_SECONDARY } from '../env/messages.ts';
 import type { Port, PortCounters } from '../env/port.ts';
+import { QemuPort } from '../port/qemu.ts';
+import type { PrimaryEngine } from '../proxy/primary.ts';
+import { Lockstep } from './lockstep.ts';
 import { SocketPeer } from './socket-peer.ts';
 
 export class CompareInput implements Port {
@@ -26,19 +28,27 @@ export class CompareInput implements Port {
   /** The secondary-in port as the node's peer link. */
   readonly link: PeerLink;
   /** To be set before `start`. */
-  engine: Engine | undefined;
+  engine: PrimaryEngine | undefined;
   readonly #primary: Port;
   readonly #secondary: Port;
+  readonly #out: Port;
+  readonly #batchUs: () => Micros;
   readonly #onSecondaryFrame: FrameHandler;
   #onReadable: () => void = () => {};
   /** Between a checkpoint's begin and its end. */
   #isPaused = false;
+  #lockstep: Lockstep | undefined;
 
-  /** @param batchUs time of the batch under way */
-  constructor(primary: Port, secondary: Port, batchUs: () => Micros) {
+  /**
+   * @param out where the engine's output goes; another part starts, flushes and closes it
+   * @param batchUs time of the batch under way
+   */
+  constructor(primary: Port, secondary: Port, out: Port, batchUs: () => Micros) {
     this.name = primary.name;
     this.#primary = primary;
     this.#secondary = secondary;
+    this.#out = out;
+    this.#batchUs = batchUs;
     this.#onSecondaryFrame = (buffer, offset, length) => {
       const { engine } = this;
       if (engine === undefined) return;
@@ -62,8 +72,18 @@ export class CompareInput implements Port {
   }
 
   receive(handler: FrameHandler): number {
+    this.#lockstep ??= this.#createLockstep(handler);
+    if (this.#lockstep !== undefined) {
+      const count = this.#lockstep.run(!this.#isPaused);
+      if (count === 0) this.#lockstep.handsOver = false;
+      return count;
+    }
     const count = this.#primary.receive(handler);
     return this.#isPaused ? count : count + this.#secondary.receive(this.#onSecondaryFrame);
+  }
+
+  handOver(): void {
+    if (this.#lockstep !== undefined) this.#lockstep.handsOver = true;
   }
 
   /** Clients' frames do not come this way. */
@@ -72,7 +92,26 @@ export class CompareInput implements Port {
   flush(): void {}
 
   async close(): Promise<void> {
+    this.#lockstep?.close();
     await Promise.all([this.#primary.close(), this.#secondary.close()]);
+  }
+
+  /** Only where all three are streams of QEMU. */
+  #createLockstep(onPrimaryFrame: FrameHandler): Lockstep | undefined {
+    const { engine } = this;
+    const [primary, secondary, out] = [this.#primary, this.#secondary, this.#out];
+    if (!(primary instanceof QemuPort && secondary instanceof QemuPort)) return undefined;
+    if (!(out instanceof QemuPort) || engine === undefined) return undefined;
+    return new Lockstep({
+      primary,
+      secondary,
+      out,
+      engine,
+      batchUs: this.#batchUs,
+      onPrimaryFrame,
+      onSecondaryFrame: this.#onSecondaryFrame,
+      onLone: () => this.#onReadable(),
+    });
   }
 
   #pause(isPaused: boolean): void {

@@ -111,7 +111,7 @@ export function createCompareNode(
   secondaryIn: Port,
   out: Port,
 ): NodeRunner {
-  const input = new CompareInput(primaryIn, secondaryIn, () => runner.batchUs);
+  const input = new CompareInput(primaryIn, secondaryIn, out, () => runner.batchUs);
   const { control, expiredScanCycle } = flags;
   if (expiredScanCycle !== undefined) {
     const text = '--expired-scan-cycle has no effect: every wait has its own timer here';
@@ -149,6 +149,8 @@ function engineConfig(flags: CompareFlags): PrimaryConfig {
   const { compareTimeout, maxQueueSize, minRun, pass } = flags;
   return {
     ...PRIMARY_DEFAULTS,
+    seesClients: false,
+    reportsProgress: false,
     ...(compareTimeout !== undefined && { compareTimeoutUs: compareTimeout }),
     ...(maxQueueSize !== undefined && { flowHeldBytesMax: maxQueueSize * QUEUED_PACKET_BYTES }),
     ...(minRun !== undefined && { minRunUs: minRun }),

@@ -317,6 +317,7 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   /** Before a checkpoint's begin: all output from before the pause must be inside the engine. */
   #drainGuest(): void {
     this.#settle();
+    this.#parts.guestPort.handOver?.();
     if (this.#drain(this.#parts.guestPort, this.#onGuestFrame, DRAIN_BATCHES_MAX)) return;
     this.#parts.log.warn(
       { batches: DRAIN_BATCHES_MAX },

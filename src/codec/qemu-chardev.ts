@@ -42,7 +42,11 @@ export type DecodeResult =
   | 'error';
 
 /** Room for the stream; several frames of the greatest size. */
-const STREAM_BYTES = 512 * 1024;
+const STREAM_BYTES = 1024 * 1024;
+/** So much of the stream is always moved to the front: memory that was just used is the faster one. */
+const MOVED_BYTES_MAX = 16 * 1024;
+/** More is moved only when there is less room behind the stream's end, which is more than one frame. */
+const AHEAD_BYTES = STREAM_BYTES / 4;
 /** Room for frames that had to be copied. */
 const COPY_BYTES = 512 * 1024;
 
@@ -62,6 +66,11 @@ export class QemuFrameDecoder {
   frameBytes = 0;
   /** Bytes of the last virtio-net header: answers must have the same. */
   vnetHeaderBytes = 0;
+  /** See `look`. */
+  recordOffset = 0;
+  recordBytes = 0;
+  rawOffset = 0;
+  rawBytes = 0;
   readonly #hasVnetHeader: boolean;
   readonly #copies: FrameBuffer;
   #copiesEnd = 0;
@@ -109,11 +118,42 @@ export class QemuFrameDecoder {
    */
   makeRoom(): void {
     const pending = this.pendingBytes;
+    if (pending > MOVED_BYTES_MAX && this.writeBytesMax >= AHEAD_BYTES) return;
     if (pending > 0 && this.#start > VNET_HDR_BYTES) {
       this.stream.bytes.copyWithin(VNET_HDR_BYTES, this.#start, this.#end);
     }
     this.#start = VNET_HDR_BYTES;
     this.#end = VNET_HDR_BYTES + pending;
+  }
+
+  /**
+   * Where the next frame lies in `stream`, without taking it: `recordOffset`, `recordBytes` (with its head), `rawOffset`, `rawBytes` (the frame
+   * alone; there is no room for a virtio-net header of ours before it). False when there is no whole frame, or no more of this protocol.
+   */
+  look(): boolean {
+    const { view } = this.stream;
+    const start = this.#start;
+    const available = this.#end - start;
+    if (available < QEMU_VNET_HEAD_BYTES || this.#isBroken) return false;
+    const size = view.getUint32(start);
+    let headBytes = QEMU_HEAD_BYTES;
+    let vnetBytes = 0;
+    if (this.#hasVnetHeader) {
+      headBytes = QEMU_VNET_HEAD_BYTES;
+      vnetBytes = view.getUint32(start + 4);
+    }
+    if (size > QEMU_FRAME_BYTES_MAX || available < headBytes + size || vnetBytes > size)
+      return false;
+    this.recordOffset = start;
+    this.recordBytes = headBytes + size;
+    this.rawOffset = start + headBytes + vnetBytes;
+    this.rawBytes = size - vnetBytes;
+    return true;
+  }
+
+  /** Takes the frame that `look` has found out of the stream, where it stays as it is until `makeRoom`. */
+  skip(): void {
+    this.#start += this.recordBytes;
   }
 
   /** Takes the next frame out of the stream. It stays valid until `reclaim` or `makeRoom`. */

@@ -39,5 +39,7 @@ export interface Port {
    * without it always has another side.
    */
   onConnection?(listener: (isConnected: boolean) => void): void;
+  /** A checkpoint begins: whatever the port keeps back for a moment is to come with the `receive`s until one returns 0. */
+  handOver?(): void;
   close(): Promise<void>;
 }

@@ -53,6 +53,9 @@ const VNET_HEADER_BYTES_DEFAULT = 12;
 const HEAD_BYTES_MAX =
   QEMU_VNET_HEAD_BYTES + Math.max(QEMU_VNET_HEADER_BYTES_MAX, SEGMENT_HEADER_BYTES_MAX);
 
+/** A reader of the stream that leaves this much of it gets no more until it has taken some. */
+const STREAM_PENDING_MAX = 512 * 1024;
+
 /** How to reach the other side. */
 export interface QemuPortOptions {
   readonly name: string;
@@ -89,6 +92,8 @@ export class QemuPort implements Port {
   #onConnection: (isConnected: boolean) => void = () => {};
   #vnetHeaderBytes = VNET_HEADER_BYTES_DEFAULT;
   #closed = false;
+  /** The last `readStream` has found nothing. */
+  #isDrained = false;
 
   /**
    * A server listens from now on.
@@ -154,6 +159,56 @@ export class QemuPort implements Port {
     // A handler may have closed the port.
     if (this.#connection === connection) connection.poller.answered(count === 0);
     return count;
+  }
+
+  /**
+   * For a reader that looks at frames where they lie in the stream: begins a batch by reading what has come. What an earlier batch
+   * has left stays; what it has taken is no longer lent. Undefined while nobody is connected.
+   */
+  readStream(): QemuFrameDecoder | undefined {
+    const connection = this.#connection;
+    if (connection === undefined) return undefined;
+    const { decoder } = connection;
+    decoder.reclaim();
+    this.#isDrained = decoder.pendingBytes < STREAM_PENDING_MAX && !this.#read(connection);
+    return this.#connection?.decoder;
+  }
+
+  /** Hands one frame of the stream over as `receive` does; false when there is none that is whole, or no room until the next batch. */
+  takeOne(handler: FrameHandler): boolean {
+    const decoder = this.#connection?.decoder;
+    if (decoder === undefined) return false;
+    const result = decoder.next();
+    if (result === 'frame') this.#take(decoder, handler);
+    else if (result === 'error') {
+      countDrop(this.counters, 'protocol-error');
+      this.#disconnect();
+    }
+    return result === 'frame';
+  }
+
+  /** Ends a batch that `readStream` began. Of the frames taken by the decoder's `skip` it learns here. Returns whether there may be more. */
+  endBatch(skippedFrames: number, skippedBytes: number): boolean {
+    this.counters.receivedFrames += skippedFrames;
+    this.counters.receivedBytes += skippedBytes;
+    this.#connection?.poller.answered(this.#isDrained);
+    return this.#connection !== undefined && !this.#isDrained;
+  }
+
+  /** Bytes before each frame that is sent: of the head, and of the virtio-net header. */
+  get recordHeadBytes(): number {
+    return this.#options.hasVnetHeader
+      ? QEMU_VNET_HEAD_BYTES + this.#vnetHeaderBytes
+      : QEMU_HEAD_BYTES;
+  }
+
+  /** As `send`, of frames that lie behind one another in another such stream, with `recordHeadBytes` before each. */
+  sendRecords(buffer: FrameBuffer, offset: number, length: number, frames: number): void {
+    if (this.#connection === undefined) {
+      countDrop(this.counters, this.#closed ? 'closed' : 'not-connected', frames);
+      return;
+    }
+    this.#sender.add(0, buffer, offset, length, length, frames);
   }
 
   send(buffer: FrameBuffer, offset: number, length: number): void {

@@ -36,6 +36,7 @@ export class StreamSender {
   readonly #offsets = new Int32Array(BATCH_FRAMES_MAX);
   readonly #lengths = new Int32Array(BATCH_FRAMES_MAX);
   readonly #frameBytes = new Int32Array(BATCH_FRAMES_MAX);
+  readonly #frames = new Int32Array(BATCH_FRAMES_MAX);
   readonly #queue = new CopyQueue(PORT_SEND_QUEUE_BYTES_MAX);
   readonly #queueVector = new MessageVector(BATCH_FRAMES_MAX, 0);
   #count = 0;
@@ -68,6 +69,7 @@ export class StreamSender {
    * Takes a frame whose head has been written at `headOffset` and whose rest is borrowed until `flush`.
    *
    * @param frameBytes what counts as sent
+   * @param frames how many frames these bytes are
    */
   add(
     headBytes: number,
@@ -75,6 +77,7 @@ export class StreamSender {
     offset: number,
     length: number,
     frameBytes: number,
+    frames = 1,
   ): void {
     const index = this.#count++;
     this.#headBytes[index] = headBytes;
@@ -82,6 +85,7 @@ export class StreamSender {
     this.#offsets[index] = offset;
     this.#lengths[index] = length;
     this.#frameBytes[index] = frameBytes;
+    this.#frames[index] = frames;
     this.#vector.setSegments(
       index,
       addressOf(this.#heads.bytes.buffer) + index * this.#headBytesMax,
@@ -178,7 +182,7 @@ export class StreamSender {
     const at = this.#queue.reserve(headBytes + length - done);
     if (at < 0) {
       assert(done === 0, 'a frame that was begun is finished');
-      countDrop(this.#counters, 'send-queue-full');
+      countDrop(this.#counters, 'send-queue-full', this.#frames[index]);
       return;
     }
     const target = this.#queue.buffer.bytes;
@@ -194,7 +198,7 @@ export class StreamSender {
 
   /** What the queue takes counts as sent, too: only a broken connection loses it, and that is counted then. */
   #countSent(index: number): void {
-    this.#counters.sentFrames++;
+    this.#counters.sentFrames += this.#frames[index]!;
     this.#counters.sentBytes += this.#frameBytes[index]!;
   }
 }

@@ -50,6 +50,13 @@ export interface PrimaryConfig extends EngineConfig {
   readonly compareTimeoutUs: Micros;
   readonly minRunUs: Micros;
   readonly passList: readonly PassRule[];
+  /**
+   * Do the clients' frames come through `onNetFrame`? Where only the guests' output is seen (in colo-compare's place), connections age by
+   * what the guests say.
+   */
+  readonly seesClients: boolean;
+  /** Does the peer want to know what was released? */
+  readonly reportsProgress: boolean;
   readonly flowHeldBytesMax: number;
   readonly heldBytesMax: number;
   readonly checkpointRequestTimeoutUs: Micros;
@@ -73,6 +80,8 @@ export const PRIMARY_DEFAULTS: PrimaryConfig = {
   compareTimeoutUs: COMPARE_TIMEOUT_US,
   minRunUs: CHECKPOINT_MIN_RUN_US,
   passList: [],
+  seesClients: true,
+  reportsProgress: true,
   flowHeldBytesMax: FLOW_HELD_BYTES_MAX,
   heldBytesMax: HELD_BYTES_MAX,
   checkpointRequestTimeoutUs: CHECKPOINT_REQUEST_TIMEOUT_US,

@@ -186,6 +186,7 @@ export class DatagramFlow implements PrimaryFlowBase {
 
   #countSettled(): void {
     this.settled++;
+    if (!this.#context.config.reportsProgress) return;
     this.progressed = true;
     this.#context.markDirty(this);
   }

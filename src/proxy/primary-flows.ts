@@ -11,22 +11,42 @@ import type { FlowStatus } from '../env/engine.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { ProgressEntry } from '../env/messages.ts';
 import {
+  FLOW_CLOSED,
   FLOW_DATAGRAM,
   FLOW_ESTABLISHED,
   FLOW_HALF_OPEN,
   type FlowClass,
   FlowTable,
 } from '../flow/table.ts';
-import { TCP_STATE_NAMES, tcpFlowClass } from '../flow/tcp-state.ts';
+import { TCP_CLOSED, TCP_STATE_NAMES, type TcpTrack, tcpFlowClass } from '../flow/tcp-state.ts';
 import type { FrameInfo } from '../wire/frame.ts';
 import { TCP_SYN } from '../wire/tcp.ts';
-import type { PrimaryConfig } from './config.ts';
+import { isPassListed, type PrimaryConfig } from './config.ts';
+
 import type { PrimaryContext, PrimaryFlow } from './primary-context.ts';
 import { DatagramFlow } from './primary-datagram.ts';
 import { FragmentTracker } from './primary-fragments.ts';
+import {
+  PAIR_NONE,
+  PAIR_PRIMARY_AHEAD,
+  PAIR_SECONDARY_AHEAD,
+  PAIR_TAKEN,
+  type PairResult,
+  saysTheSame,
+  takePair,
+} from './primary-lockstep.ts';
 import { TcpFlow } from './primary-tcp.ts';
 
 const PROTOCOL_TCP = 6;
+
+/**
+ * How a flow ages where only the guest's segments are seen, of which `flags` are the last one's. A guest says more than SYN once its
+ * own was acknowledged; when it has sent a FIN nobody can tell whether the client has.
+ */
+function guestFlowClass({ guest, state }: TcpTrack, flags: number): FlowClass {
+  if (guest.hasFin || state === TCP_CLOSED) return FLOW_CLOSED;
+  return (flags & TCP_SYN) !== 0 ? FLOW_HALF_OPEN : FLOW_ESTABLISHED;
+}
 
 export class PrimaryFlows {
   readonly #context: PrimaryContext;
@@ -66,7 +86,7 @@ export class PrimaryFlows {
     const flow = this.#find(info, false) ?? (isSyn ? this.#insert(info, false) : undefined);
     if (flow === undefined || flow.kind !== 'tcp') return;
     flow.onClient(info);
-    this.#classify(flow);
+    this.#classify(flow, info);
   }
 
   /** A frame of the PVM that passes uncompared; its numbers are needed when protection begins. */
@@ -75,7 +95,7 @@ export class PrimaryFlows {
     const flow = this.#find(info, true) ?? this.#insert(info, true);
     if (flow === undefined || flow.kind !== 'tcp') return;
     flow.track(info);
-    this.#classify(flow);
+    this.#classify(flow, info);
   }
 
   /** A frame of the PVM, protected. */
@@ -105,7 +125,34 @@ export class PrimaryFlows {
     }
     this.#adoptFragments(flow, fragments);
     flow.onPrimary(buffer, info, fragments);
-    if (flow.kind === 'tcp') this.#classify(flow);
+    if (flow.kind === 'tcp') this.#classify(flow, info);
+  }
+
+  /** Is it not to be compared, by the operator's word? Counted then. */
+  isPassListed(info: FrameInfo): boolean {
+    const isListed = isPassListed(info, this.#context.config.passList);
+    if (isListed) this.#context.counts.passListed++;
+    return isListed;
+  }
+
+  /** A plain segment of each guest, see primary-lockstep.ts. */
+  onPair(primary: FrameInfo, secondary: FrameInfo): PairResult {
+    if (isPassListed(primary, this.#context.config.passList)) return PAIR_NONE;
+    if (!saysTheSame(primary, secondary)) return this.#unpaired(primary, secondary);
+    const flow = this.#find(primary, true);
+    if (flow === undefined || flow.kind !== 'tcp') return PAIR_NONE;
+    if (flow.epoch !== this.#epoch) flow.adoptCheckpoint(this.#epoch);
+    if (!takePair(this.#context, flow, primary)) return PAIR_NONE;
+    this.#classify(flow, primary);
+    return PAIR_TAKEN;
+  }
+
+  #unpaired(primary: FrameInfo, secondary: FrameInfo): PairResult {
+    const ahead = this.#table.find(secondary, true);
+    if (ahead?.kind === 'tcp' && ahead.held.length > 0) return PAIR_PRIMARY_AHEAD;
+    const behind = this.#table.find(primary, true);
+    if (behind?.kind === 'tcp' && behind.comparer.secondary.size > 0) return PAIR_SECONDARY_AHEAD;
+    return PAIR_NONE;
   }
 
   #secondaryFrame(
@@ -173,8 +220,11 @@ export class PrimaryFlows {
     return flow.heldBytes === 0 && !flow.dirty && flow.waitingSinceUs() === NEVER;
   }
 
-  #classify(flow: TcpFlow): void {
-    const flowClass = tcpFlowClass(flow.connection.state);
+  #classify(flow: TcpFlow, info: FrameInfo): void {
+    const { connection } = flow;
+    const flowClass = this.#context.config.seesClients
+      ? tcpFlowClass(connection.state)
+      : guestFlowClass(connection, info.tcpFlags);
     if (this.#table.classOf(flow) !== flowClass) {
       this.#table.setClass(flow, flowClass, this.#context.nowUs);
     }

@@ -36,7 +36,7 @@ import { DROP_REASON_NAMES, dissect, FRAME_OK, FrameInfo } from '../wire/frame.t
 import { TCP_SYN } from '../wire/tcp.ts';
 import { TcpOptions } from '../wire/tcp-options.ts';
 import { CheckpointRequests } from './checkpoint-requests.ts';
-import { isPassListed, type PrimaryConfig } from './config.ts';
+import type { PrimaryConfig } from './config.ts';
 import { Counters } from './counters.ts';
 import { FramePool, type PooledFrame } from './frame-pool.ts';
 import { KeptFrames } from './kept-frames.ts';
@@ -44,9 +44,9 @@ import { isLinkControl } from './link-control.ts';
 import { AddressReport } from './primary-addresses.ts';
 import type { PrimaryContext, PrimaryCounts, PrimaryFlow } from './primary-context.ts';
 import { PrimaryFlows } from './primary-flows.ts';
+import { PAIR_NONE, type PairResult } from './primary-lockstep.ts';
 import { ProgressReport } from './primary-progress.ts';
 
-const PROTOCOL_TCP = 6;
 const OK: CommandResult = { ok: true };
 
 export class PrimaryEngine implements Engine {
@@ -158,6 +158,12 @@ export class PrimaryEngine implements Engine {
     this.#secondaryOutput(buffer, offset, length);
   }
 
+  /** One segment of each guest, both read by `readPlainSegment`. After PAIR_TAKEN the caller sends the PVM's as it is. */
+  onPair(primary: FrameInfo, secondary: FrameInfo, nowUs: Micros): PairResult {
+    this.#begin(nowUs);
+    return this.#state === 'protected' ? this.#flows.onPair(primary, secondary) : PAIR_NONE;
+  }
+
   // ------------------------------------------------------------------ peer
 
   onPeerUp(peerEpoch: number, nowUs: Micros): void {
@@ -267,7 +273,7 @@ export class PrimaryEngine implements Engine {
       for (const flow of dirty) {
         flow.dirty = false;
         if (this.#state === 'protected') flow.onFlush();
-        if (flow.progressed) this.#progress.add(flow);
+        if (flow.progressed && this.#config.reportsProgress) this.#progress.add(flow);
       }
     }
     this.#progress.flush(nowUs, this.#state === 'protected');
@@ -400,11 +406,11 @@ export class PrimaryEngine implements Engine {
       this.#context.emit(buffer, offset, length);
       return;
     }
-    if (isControl || this.#isPassListed(info)) {
+    if (isControl || this.#flows.isPassListed(info)) {
       this.#context.emit(buffer, offset, length);
       return;
     }
-    if (info.protocol === PROTOCOL_TCP && (info.tcpFlags & TCP_SYN) !== 0) {
+    if ((info.tcpFlags & TCP_SYN) !== 0) {
       const kind = LINK_FRAME_PRIMARY_SYN;
       this.#output.sendFrameToPeer(kind, this.#epoch, buffer, offset, length);
     }
@@ -418,17 +424,11 @@ export class PrimaryEngine implements Engine {
       this.#dropped.add(`secondary-${DROP_REASON_NAMES[result] ?? 'malformed'}`);
       return;
     }
-    if (isLinkControl(info) || this.#isPassListed(info)) {
+    if (isLinkControl(info) || this.#flows.isPassListed(info)) {
       this.#counters.add('secondaryNotCompared');
       return;
     }
     this.#flows.onSecondaryFrame(buffer, info);
-  }
-
-  #isPassListed(info: FrameInfo): boolean {
-    const isListed = isPassListed(info, this.#config.passList);
-    if (isListed) this.#counts.passListed++;
-    return isListed;
   }
 
   // ------------------------------------------------------------------ details: memory
