@@ -150,7 +150,14 @@ export function parseConfig(text: string, path: string): GivenSettings {
   }
   const lines = new LineCounter();
   // Aliases make documents that expand without bound, and nobody needs them here.
-  const document = parseDocument(text, { lineCounter: lines, prettyErrors: false, version: '1.2' });
+  // Tags such as !!set make objects without keys, which would pass for an empty file.
+  const document = parseDocument(text, {
+    lineCounter: lines,
+    prettyErrors: false,
+    version: '1.2',
+    resolveKnownTags: false,
+    logLevel: 'error',
+  });
   const faults = [...document.errors, ...document.warnings].map(
     (fault) => `${path}:${lines.linePos(fault.pos[0]).line}: ${fault.message}`,
   );
@@ -184,7 +191,7 @@ function describe(
   if (issue.code === 'unrecognized_keys') {
     return issue.keys.map((key) => {
       const line = lineOf(keyNode(document, [...keys, key]));
-      return `${path}:${line}: ${[...keys, key].join('.')}: Unknown key`;
+      return `${path}:${line}: ${[...keys, key === '' ? '""' : key].join('.')}: Unknown key`;
     });
   }
   const node = document.getIn(issue.path as (string | number)[], true);
@@ -201,8 +208,10 @@ function keyNode(document: Document, keys: readonly string[]): Node | undefined 
   return isNode(pair?.key) ? pair.key : undefined;
 }
 
+/** A line for each fault. Parts of the file that a message quotes must not break it, nor reach the terminal as they are. */
 function configError(faults: readonly string[]): ColoError {
-  return new ColoError('COLO_ERR_CONFIG', faults.join('\n'));
+  const lines = faults.map((fault) => fault.replace(/\p{Cc}+/gu, ' '));
+  return new ColoError('COLO_ERR_CONFIG', lines.join('\n'));
 }
 
 function toSettings(file: z.infer<typeof fileSchema>): GivenSettings {
