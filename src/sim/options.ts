@@ -40,8 +40,8 @@ export interface VmOptions {
   readonly resumeBeforeCommit: number;
   readonly repeatCommands: number;
   /**
-   * The copy waits beside the paused SVM until its node has committed; it is thrown away when the primary dies before. Otherwise
-   * the SVM is loaded at once, and its node is told when the primary dies.
+   * The copy waits beside the paused SVM for its node's decision: it is taken at the commit, and thrown away when the node has
+   * accepted an abort or fails over. Otherwise the SVM is loaded at once, and its node is told so when the primary dies.
    */
   readonly isStaged: boolean;
   /** Mean time between checkpoints that nobody asked for. */

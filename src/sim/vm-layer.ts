@@ -189,6 +189,7 @@ export class VmLayer {
   /** What the nodes announce. */
   onEvent(node: ProxyNode, event: ProxyEvent): void {
     if (node === this.#secondary) {
+      if (event.kind === 'failover' && this.#staged !== undefined) this.#discardStaged();
       if (event.kind !== 'checkpoint-committed') return;
       if (this.#staged !== undefined) this.#loadStaged(this.#staged);
       this.#isLoadAnnounced = true;
@@ -287,6 +288,13 @@ export class VmLayer {
     this.#svm.load(image);
     this.#hooks.onLoaded();
     this.#hooks.line('vm: the SVM runs from the copy');
+    if (!this.#primary.isAlive) this.#svm.resume();
+  }
+
+  #discardStaged(): void {
+    this.#hooks.line('vm: throws the copy away');
+    this.#staged = undefined;
+    this.#svm.resume();
   }
 
   #commit(attempt: Attempt): void {
@@ -306,10 +314,10 @@ export class VmLayer {
     this.#attempt = undefined;
     if (!this.#svm.isAlive) return;
     if (this.#staged !== undefined && this.#secondary.isAlive) {
-      this.#hooks.line('vm: throws the copy away');
-      this.#staged = undefined;
-      this.#secondary.command((engine, nowUs) => engine.checkpointAbort('the primary died', nowUs));
-      this.#svm.resume();
+      const why = 'the primary died';
+      const result = this.#secondary.command((engine, nowUs) => engine.checkpointAbort(why, nowUs));
+      // Refused: the node has not heard of the checkpoint yet, and may still commit it. It decides when it fails over.
+      if (result.ok) this.#discardStaged();
       return;
     }
     if (!this.#isLoadAnnounced && this.#secondary.isAlive) {
