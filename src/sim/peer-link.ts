@@ -184,6 +184,8 @@ export class PeerLink {
           return undefined;
         },
         onUp: (peer) => {
+          // Of a process that has ended since.
+          if (node.engine !== engine) return;
           this.#live.set(node, session);
           engine.onPeerUp(peer.epoch, node.nowUs);
           node.settle();
