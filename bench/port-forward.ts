@@ -8,9 +8,8 @@
  */
 import { execFileSync } from 'node:child_process';
 import type { Port } from '../src/env/port.ts';
-import { inNetworkNamespace } from '../src/os/netns.ts';
 import { PacketPort } from '../src/port/packet.ts';
-import { Namespaces, whyNoNamespaces } from '../test/support/netns.ts';
+import { inNetworkNamespace, Namespaces, whyNoNamespaces } from '../test/support/netns.ts';
 
 const SERVER = '10.77.0.2';
 /** For the client of this repository, which hashes what it sends and so is slower than iperf3. */

@@ -7,10 +7,10 @@ import {
   PEER,
 } from '../../test/support/fake-engine.ts';
 import { checkpointRequest } from '../../test/support/recording-node.ts';
+import { SILENT_LOG } from '../../test/support/silent-log.ts';
 import { AssertionError } from '../base/assert.ts';
 import { ColoError } from '../base/error.ts';
 import type { FrameBuffer } from '../env/frame.ts';
-import { SILENT_LOG } from '../env/log.ts';
 import type { Role } from '../env/messages.ts';
 import { VNET_HDR_BYTES } from '../limits.ts';
 import { EventRing } from '../observe/events.ts';

@@ -14,11 +14,3 @@ export interface Log {
   warn(fields: LogFields, text: string): void;
   error(fields: LogFields, text: string): void;
 }
-
-/** Swallows everything: for tests and library use. */
-export const SILENT_LOG: Log = {
-  debug: () => undefined,
-  info: () => undefined,
-  warn: () => undefined,
-  error: () => undefined,
-};

@@ -17,9 +17,8 @@ import {
 } from 'node:child_process';
 import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { ColoError } from '../base/error.ts';
+import { CLONE_NEWNET } from '../os/constants.ts';
 import { checkResult, setns, unshare } from '../os/libc.ts';
-
-const CLONE_NEWNET = 0x4000_0000;
 
 function enter(fd: number, name: string): void {
   checkResult(setns(fd, CLONE_NEWNET), {

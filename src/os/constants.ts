@@ -32,8 +32,6 @@ export const EMSGSIZE = 90;
 export const EADDRINUSE = 98;
 export const ENETDOWN = 100;
 export const ENOBUFS = 105;
-/** tun: read or write while the device is down, or after it was deleted. */
-export const EBADFD = 77;
 
 // fcntl.h
 export const O_RDONLY = 0;
@@ -61,7 +59,6 @@ export const TP_STATUS_VLAN_TPID_VALID = 1 << 6;
 export const IFNAMSIZ = 16;
 /** struct ifreq: 16 bytes of name, a union of 24 bytes. */
 export const IFREQ_BYTES = 40;
-export const SIOCGIFNAME = 0x8910;
 export const SIOCGIFMTU = 0x8921;
 export const SIOCGIFFLAGS = 0x8913;
 export const SIOCSIFFLAGS = 0x8914;

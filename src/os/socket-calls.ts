@@ -218,7 +218,6 @@ export const EPOLLIN = 1;
 export const EPOLLOUT = 4;
 export const EPOLLERR = 8;
 export const EPOLLHUP = 0x10;
-export const EPOLLRDHUP = 0x2000;
 
 /** Bytes of struct epoll_event: packed on x86-64 only (linux/eventpoll.h). */
 const EPOLL_EVENT_BYTES = process.arch === 'x64' ? 12 : 16;

@@ -41,16 +41,12 @@ import { assertTcpHeader, SACK_BLOCK_BYTES, updateTcpChecksum } from './tcp-fram
 
 const TIMESTAMPS_OPTION_BYTES = 10;
 
-/** Replaces the 32-bit field at `at` and returns what that adds to the TCP checksum's sum. */
-function replace32(info: FrameInfo, at: number, value: number): number {
+/** Adds `count` (negative: subtracts) to the 32-bit field at `at` modulo 2^32, and returns what that adds to the TCP checksum's sum. */
+function shift32(info: FrameInfo, at: number, count: number): number {
   const before = info.view.getUint32(at);
+  const value = seqAdd(before, count);
   info.view.setUint32(at, value);
   return delta32(before, value, ((at - info.l4Offset) & 1) === 1);
-}
-
-/** The same with a sum: adds `count` (negative: subtracts) modulo 2^32. */
-function shift32(info: FrameInfo, at: number, count: number): number {
-  return replace32(info, at, seqAdd(info.view.getUint32(at), count));
 }
 
 /** Shifts the edges of a SACK option. */
@@ -134,17 +130,6 @@ export function adjustClientSegment(info: FrameInfo, seqDelta: number, tsDelta: 
     delta += shiftOptions(info, -seqDelta, 0, -tsDelta);
   }
   updateTcpChecksum(info, delta);
-}
-
-/**
- * Sets one 32-bit field of the timestamps option, for values that are no plain shift.
- *
- * @param at offset of TSval or TSecr (`TcpOptions.timestampsOffset`, `+ 4`)
- */
-export function setTimestamp(info: FrameInfo, at: number, value: number): void {
-  assertTcpHeader(info);
-  if (info.view.getUint32(at) === value) return;
-  updateTcpChecksum(info, replace32(info, at, value));
 }
 
 /**

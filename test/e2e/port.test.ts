@@ -8,13 +8,12 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { FrameBuffer } from '../../src/env/frame.ts';
 import type { Port } from '../../src/env/port.ts';
 import { VNET_HDR_BYTES } from '../../src/limits.ts';
-import { inNetworkNamespace } from '../../src/os/netns.ts';
 import { PacketPort } from '../../src/port/packet.ts';
 import { TapPort } from '../../src/port/tap.ts';
 import { dissect, FrameInfo } from '../../src/wire/frame.ts';
 import { readVnetHeader, VNET_GSO_TCPV4, VNET_NEEDS_CSUM } from '../../src/wire/vnet-hdr.ts';
 import { tcpFrame, udpFrame } from '../support/frame-builder.ts';
-import { Namespaces, whyNoNamespaces } from '../support/netns.ts';
+import { inNetworkNamespace, Namespaces, whyNoNamespaces } from '../support/netns.ts';
 
 const reason = whyNoNamespaces();
 const title = reason === '' ? 'ports' : `ports (SKIPPED: ${reason})`;

@@ -3,9 +3,9 @@
  *
  * @module
  */
-import { createServer, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { GREETING, PORTS } from '../guest/services.ts';
-import { ADDRESSES } from '../topology.ts';
+import { acceptFromGuest } from './accept.ts';
 import { type Family, getText, openConnection } from './http.ts';
 
 export interface SessionRequest {
@@ -76,19 +76,6 @@ export class Sessions {
     });
     return session;
   }
-}
-
-async function acceptFromGuest(family: Family, port: number): Promise<Socket> {
-  const server = createServer();
-  const { client } = ADDRESSES[family];
-  await new Promise<void>((resolve) => server.listen(port, client, resolve));
-  const accepted = new Promise<Socket>((resolve) => server.once('connection', resolve));
-  const request = await openConnection(family, PORTS.http);
-  await getText(request, `/open?address=${client}&port=${port}&local=${port}`);
-  request.end();
-  const socket = await accepted;
-  server.close();
-  return socket;
 }
 
 async function talkHttp(socket: Socket): Promise<void> {

@@ -4,13 +4,13 @@
  * @module
  */
 import { createHash } from 'node:crypto';
-import { createServer, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { monotonicMs } from '../clock.ts';
 import { contentAt, firstDifference } from '../content.ts';
 import { GREETING, PORTS } from '../guest/services.ts';
 import { note } from '../messages.ts';
-import { ADDRESSES } from '../topology.ts';
-import { exchange, type Family, getText, openConnection, requestHead } from './http.ts';
+import { acceptFromGuest } from './accept.ts';
+import { exchange, type Family, openConnection, requestHead } from './http.ts';
 import { type Wait, Waits } from './waits.ts';
 
 export interface TransferRequest {
@@ -166,17 +166,9 @@ async function sendContent(
   }
 }
 
-/** Asks the guest to open a connection to us, and waits for it and its greeting. */
+/** A connection that the guest opens, with its greeting read. */
 async function openedByGuest(family: Family, port: number): Promise<Socket> {
-  const server = createServer();
-  const { client } = ADDRESSES[family];
-  await new Promise<void>((resolve) => server.listen(port, client, resolve));
-  const accepted = new Promise<Socket>((resolve) => server.once('connection', resolve));
-  const request = await openConnection(family, PORTS.http);
-  await getText(request, `/open?address=${client}&port=${port}&local=${port}`);
-  request.end();
-  const socket = await accepted;
-  server.close();
+  const socket = await acceptFromGuest(family, port);
   await expectText(socket, GREETING);
   return socket;
 }
