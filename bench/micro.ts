@@ -100,10 +100,10 @@ function lookup({ table, order }: Place): (i: number) => void {
   };
 }
 
-const comparer = new StreamComparer<Piece, Piece>(
-  () => {},
-  () => {},
-);
+const comparer = new StreamComparer<Piece, Piece>({
+  onPrimaryDropped: () => {},
+  onSecondaryDropped: () => {},
+});
 comparer.start(0);
 const payload = segment.buffer.bytes.slice(
   segment.offset + 66,

@@ -24,23 +24,22 @@ describe('AckGate', () => {
   it('lowers the acknowledgement to what the SVM has', () => {
     const g = gate(0);
     g.onSecondary(1_000, 5_000, false, undefined);
-    g.limit(1_500, 5_000, false);
-    expect([g.ack, g.window, g.lowered]).toEqual([1_000, 5_000, true]);
+    expect(g.limit(1_500, 5_000, false)).toEqual({ ack: 1_000, window: 5_000, lowered: true });
   });
 
   it('keeps the right edge of the window within what both offer', () => {
     const g = gate(2);
     g.onSecondary(1_000, 100, false, undefined); // edge 1400
-    g.limit(1_200, 200, false); // edge 2000
-    expect(g.ack).toBe(1_000);
-    expect(g.ack + (g.window << 2)).toBe(1_400);
+    const { ack, window } = g.limit(1_200, 200, false); // edge 2000
+    expect(ack).toBe(1_000);
+    expect(ack + (window << 2)).toBe(1_400);
   });
 
   it('passes what the SVM covers untouched, across the wrap', () => {
     const g = gate(0);
     g.onSecondary(5, 1_000, false, undefined);
-    g.limit(0xffff_fff0, 900, false);
-    expect([g.ack, g.window, g.lowered]).toEqual([0xffff_fff0, 900, false]);
+    const limited = { ack: 0xffff_fff0, window: 900, lowered: false };
+    expect(g.limit(0xffff_fff0, 900, false)).toEqual(limited);
   });
 
   it('says nothing is new when the SVM repeats itself', () => {
@@ -66,8 +65,7 @@ describe('AckGate', () => {
     const g = gate(0);
     g.onPrimary(700, 50, false);
     g.adoptPrimary();
-    g.limit(700, 50, false);
-    expect(g.lowered).toBe(false);
+    expect(g.limit(700, 50, false).lowered).toBe(false);
     expect(g.advances(700, 50)).toBe(false);
   });
 
@@ -98,12 +96,12 @@ describe('AckGate', () => {
             }
             g.onPrimary(seq, window, false);
             if (edgeOfSecondary < 0) continue;
-            g.limit(seq, window, false);
-            const out = seqDistance(start, g.ack);
+            const limited = g.limit(seq, window, false);
+            const out = seqDistance(start, limited.ack);
             expect(out).toBe(Math.min(ack.primary, ack.secondary));
-            expect(g.window).toBeLessThanOrEqual(65_535);
-            if (shift >= 0 && g.window > 0) {
-              const edge = out + g.window * 2 ** scale;
+            expect(limited.window).toBeLessThanOrEqual(65_535);
+            if (shift >= 0 && limited.window > 0) {
+              const edge = out + limited.window * 2 ** scale;
               expect(edge).toBeLessThanOrEqual(edgeOfSecondary);
               expect(edge).toBeLessThanOrEqual(ack.primary + window * 2 ** scale);
             }

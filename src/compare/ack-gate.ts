@@ -23,6 +23,23 @@ const SCOREBOARD_MAX = 16;
 /** The window field's largest value. */
 const WINDOW_MAX = 65_535;
 
+/** Edges of SACK blocks, by index. */
+interface Blocks {
+  readonly lefts: Seq[];
+  readonly rights: Seq[];
+}
+
+/** What `AckGate.limit` allows. */
+interface Limited {
+  ack: Seq;
+  window: number;
+  /** Are the ACK number or the window lower than what the PVM wrote? */
+  lowered: boolean;
+}
+
+/** One for all gates: a result is used before the next is asked for. */
+const limited: Limited = { ack: 0, window: 0, lowered: false };
+
 export class AckGate {
   /**
    * The guests' window shift (RFC 7323 §2): 0..14, or -1 while unknown (a connection that was open before it was
@@ -31,25 +48,70 @@ export class AckGate {
   windowShift = -1;
   /** Has the SVM acknowledged anything yet? Until then nothing may go out. */
   secondaryKnown = false;
-  secondaryAck: Seq = 0;
-  secondaryEdge: Seq = 0;
+  #secondaryAck = 0;
+  #secondaryEdge = 0;
   secondaryWindow = 0;
   /** What the client was told last. */
   emittedKnown = false;
-  emittedAck: Seq = 0;
-  emittedEdge: Seq = 0;
+  #emittedAck = 0;
+  #emittedEdge = 0;
   /** The newest that the PVM has said. */
   primaryKnown = false;
-  primaryAck: Seq = 0;
-  primaryEdge: Seq = 0;
+  #primaryAck = 0;
+  #primaryEdge = 0;
   primaryWindow = 0;
-  /** Results of `limit`. */
-  ack: Seq = 0;
-  window = 0;
-  /** Are the ACK number or the window lower than what the PVM wrote? */
-  lowered = false;
-  readonly #left: Seq[] = [];
-  readonly #right: Seq[] = [];
+  /** The SVM's SACK scoreboard; undefined while it is empty. */
+  #blocks: Blocks | undefined = undefined;
+
+  // Sequence numbers are kept as 32-bit signed integers, which V8 keeps in the object itself (see wire/seq.ts).
+
+  get secondaryAck(): Seq {
+    return this.#secondaryAck >>> 0;
+  }
+
+  set secondaryAck(seq: Seq) {
+    this.#secondaryAck = seq | 0;
+  }
+
+  get secondaryEdge(): Seq {
+    return this.#secondaryEdge >>> 0;
+  }
+
+  set secondaryEdge(seq: Seq) {
+    this.#secondaryEdge = seq | 0;
+  }
+
+  get emittedAck(): Seq {
+    return this.#emittedAck >>> 0;
+  }
+
+  set emittedAck(seq: Seq) {
+    this.#emittedAck = seq | 0;
+  }
+
+  get emittedEdge(): Seq {
+    return this.#emittedEdge >>> 0;
+  }
+
+  set emittedEdge(seq: Seq) {
+    this.#emittedEdge = seq | 0;
+  }
+
+  get primaryAck(): Seq {
+    return this.#primaryAck >>> 0;
+  }
+
+  set primaryAck(seq: Seq) {
+    this.#primaryAck = seq | 0;
+  }
+
+  get primaryEdge(): Seq {
+    return this.#primaryEdge >>> 0;
+  }
+
+  set primaryEdge(seq: Seq) {
+    this.#primaryEdge = seq | 0;
+  }
 
   /** Takes a segment of the PVM: remembers how far it goes. `isSyn`: its window is not scaled. */
   onPrimary(ack: Seq, window: number, isSyn: boolean): void {
@@ -92,8 +154,7 @@ export class AckGate {
 
   /** A checkpoint was committed: the SVM has acknowledged and offered all that the PVM had. */
   adoptPrimary(): void {
-    this.#left.length = 0;
-    this.#right.length = 0;
+    this.#blocks = undefined;
     this.secondaryKnown = this.primaryKnown;
     this.secondaryAck = this.primaryAck;
     this.secondaryEdge = this.primaryEdge;
@@ -107,28 +168,29 @@ export class AckGate {
   /** The SVM's position is unknown again. */
   forgetSecondary(): void {
     this.secondaryKnown = false;
-    this.#left.length = 0;
-    this.#right.length = 0;
+    this.#blocks = undefined;
   }
 
   /**
-   * How much of an ACK number and window field of the PVM may go out; results in `ack`, `window`, `lowered`.
-   * The SVM must be known.
+   * How much of an ACK number and window field of the PVM may go out. The SVM must be known.
+   *
+   * @returns valid until the next call, of any gate
    */
-  limit(ack: Seq, window: number, isSyn: boolean): void {
-    this.ack = seqMin(ack, this.secondaryAck);
+  limit(ack: Seq, window: number, isSyn: boolean): Readonly<Limited> {
+    limited.ack = seqMin(ack, this.secondaryAck);
     if (isSyn) {
-      const room = Math.max(0, seqDistance(this.ack, this.secondaryEdge));
-      this.window = Math.min(window, room);
+      const room = Math.max(0, seqDistance(limited.ack, this.secondaryEdge));
+      limited.window = Math.min(window, room);
     } else if (this.windowShift < 0) {
-      this.window = Math.min(window, this.secondaryWindow);
+      limited.window = Math.min(window, this.secondaryWindow);
     } else {
       const edge = seqMin(seqAdd(ack, window << this.windowShift), this.secondaryEdge);
-      const room = Math.max(0, seqDistance(this.ack, edge));
-      this.window = Math.min(room >>> this.windowShift, WINDOW_MAX);
-      if (this.ack === ack) this.window = Math.min(this.window, window);
+      const room = Math.max(0, seqDistance(limited.ack, edge));
+      limited.window = Math.min(room >>> this.windowShift, WINDOW_MAX);
+      if (limited.ack === ack) limited.window = Math.min(limited.window, window);
     }
-    this.lowered = this.ack !== ack || this.window !== window;
+    limited.lowered = limited.ack !== ack || limited.window !== window;
+    return limited;
   }
 
   /** Would (`ack`, `window`) tell the client anything new? */
@@ -149,11 +211,11 @@ export class AckGate {
   coversBlock(left: Seq, right: Seq): boolean {
     if (!this.secondaryKnown) return false;
     if (seqBeforeOrEqual(right, this.secondaryAck)) return true;
+    if (this.#blocks === undefined) return false;
+    const { lefts, rights } = this.#blocks;
     const from = seqMax(left, this.secondaryAck);
-    for (let i = 0; i < this.#left.length; i++) {
-      if (seqBeforeOrEqual(this.#left[i]!, from) && seqBeforeOrEqual(right, this.#right[i]!)) {
-        return true;
-      }
+    for (let i = 0; i < lefts.length; i++) {
+      if (seqBeforeOrEqual(lefts[i]!, from) && seqBeforeOrEqual(right, rights[i]!)) return true;
     }
     return false;
   }
@@ -166,31 +228,36 @@ export class AckGate {
   #addBlock(left: Seq, right: Seq): boolean {
     if (!seqBefore(left, right) || seqBeforeOrEqual(right, this.secondaryAck)) return false;
     if (this.coversBlock(left, right)) return false;
+    this.#blocks ??= { lefts: [], rights: [] };
+    const { lefts, rights } = this.#blocks;
     let from = left;
     let to = right;
-    for (let i = this.#left.length - 1; i >= 0; i--) {
-      if (seqBeforeOrEqual(this.#left[i]!, to) && seqBeforeOrEqual(from, this.#right[i]!)) {
-        from = seqMin(from, this.#left[i]!);
-        to = seqMax(to, this.#right[i]!);
-        this.#left.splice(i, 1);
-        this.#right.splice(i, 1);
+    for (let i = lefts.length - 1; i >= 0; i--) {
+      if (seqBeforeOrEqual(lefts[i]!, to) && seqBeforeOrEqual(from, rights[i]!)) {
+        from = seqMin(from, lefts[i]!);
+        to = seqMax(to, rights[i]!);
+        lefts.splice(i, 1);
+        rights.splice(i, 1);
       }
     }
-    if (this.#left.length === SCOREBOARD_MAX) {
-      this.#left.shift();
-      this.#right.shift();
+    if (lefts.length === SCOREBOARD_MAX) {
+      lefts.shift();
+      rights.shift();
     }
-    this.#left.push(from);
-    this.#right.push(to);
+    lefts.push(from);
+    rights.push(to);
     return true;
   }
 
   #forgetAcked(): void {
-    for (let i = this.#left.length - 1; i >= 0; i--) {
-      if (seqBeforeOrEqual(this.#right[i]!, this.secondaryAck)) {
-        this.#left.splice(i, 1);
-        this.#right.splice(i, 1);
+    if (this.#blocks === undefined) return;
+    const { lefts, rights } = this.#blocks;
+    for (let i = lefts.length - 1; i >= 0; i--) {
+      if (seqBeforeOrEqual(rights[i]!, this.secondaryAck)) {
+        lefts.splice(i, 1);
+        rights.splice(i, 1);
       }
     }
+    if (lefts.length === 0) this.#blocks = undefined;
   }
 }

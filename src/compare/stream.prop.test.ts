@@ -68,10 +68,10 @@ function play(item: Case): void {
     primary: { bytes: content.subarray(0, primaryBytes), reference: new ReferenceStream() },
     secondary: { bytes: other.subarray(0, secondaryBytes), reference: new ReferenceStream() },
   };
-  const comparer = new StreamComparer<Piece, Piece>(
-    () => {},
-    () => {},
-  );
+  const comparer = new StreamComparer<Piece, Piece>({
+    onPrimaryDropped: () => {},
+    onSecondaryDropped: () => {},
+  });
   comparer.start(item.isn);
   for (const { guest, start, count, fin } of item.steps) {
     const { bytes, reference } = streams[guest];

@@ -15,10 +15,10 @@ function piece(seq: number, bytes: Uint8Array | string): Piece {
 }
 
 function comparer(): StreamComparer<Piece, Piece> {
-  return new StreamComparer<Piece, Piece>(
-    () => {},
-    () => {},
-  );
+  return new StreamComparer<Piece, Piece>({
+    onPrimaryDropped: () => {},
+    onSecondaryDropped: () => {},
+  });
 }
 
 describe('StreamComparer', () => {

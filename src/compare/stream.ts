@@ -12,6 +12,7 @@
  *
  * @module
  */
+import { ArrayPool } from '../base/array-pool.ts';
 import { bytesEqual, firstDifference } from '../base/equal.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMin } from '../wire/seq.ts';
 
@@ -36,9 +37,11 @@ export type StreamVerdict =
   | typeof STREAM_DIFFERENT_BYTES
   | typeof STREAM_DIFFERENT_FIN;
 
+const arrays = new ArrayPool<Piece>();
+
 /** Pieces sorted by `seq`, consumed from the front. */
 export class PieceQueue<P extends Piece> {
-  #pieces: P[] = [];
+  #pieces = arrays.none as P[];
   #head = 0;
 
   get size(): number {
@@ -52,6 +55,7 @@ export class PieceQueue<P extends Piece> {
 
   /** Inserts behind all pieces that begin at or before it; O(1) for a stream in order. */
   insert(piece: P): void {
+    if (this.#pieces === arrays.none) this.#pieces = arrays.take() as P[];
     const pieces = this.#pieces;
     let at = pieces.length;
     while (at > this.#head && seqBefore(piece.seq, pieces[at - 1]!.seq)) at--;
@@ -79,9 +83,7 @@ export class PieceQueue<P extends Piece> {
       onDropped(piece);
     }
     if (this.#head === pieces.length) {
-      // Popping is cheaper than `length = 0` for the usual one piece (4 % of the engine's time, Node 20).
-      while (pieces.length > 0) pieces.pop();
-      this.#head = 0;
+      this.#giveBack();
     } else if (this.#head > 64 && this.#head * 2 > pieces.length) {
       pieces.splice(0, this.#head);
       this.#head = 0;
@@ -91,21 +93,33 @@ export class PieceQueue<P extends Piece> {
   /** Takes out one piece that need not be at the front; nothing happens when it is not there. */
   remove(piece: P): void {
     const at = this.#pieces.indexOf(piece, this.#head);
-    if (at !== -1) this.#pieces.splice(at, 1);
+    if (at === -1) return;
+    this.#pieces.splice(at, 1);
+    if (this.size === 0) this.#giveBack();
   }
 
   /** Removes all pieces. */
   clear(onDropped: (piece: P) => void): void {
     for (let i = this.#head; i < this.#pieces.length; i++) onDropped(this.#pieces[i]!);
-    this.#pieces.length = 0;
-    this.#head = 0;
+    this.#giveBack();
   }
+
+  /** The queue is empty: another may use its array. */
+  #giveBack(): void {
+    this.#head = 0;
+    this.#pieces = arrays.give(this.#pieces) as P[];
+  }
+}
+
+/** Told of every piece that leaves a queue, except by `remove`. Shared by all connections: a piece knows whose it is. */
+export interface StreamHandlers<P extends Piece, S extends Piece> {
+  onPrimaryDropped(piece: P): void;
+  onSecondaryDropped(piece: S): void;
 }
 
 /** The two streams of one connection. `P` and `S` are the caller's kinds of pieces. */
 export class StreamComparer<P extends Piece, S extends Piece> {
-  /** End of the agreed prefix; meaningful once `started`. */
-  compared: Seq = 0;
+  #compared = 0;
   /** False until the position where comparing begins is known. */
   started = false;
   readonly primary = new PieceQueue<P>();
@@ -113,27 +127,33 @@ export class StreamComparer<P extends Piece, S extends Piece> {
   /** Position of each guest's FIN, once seen. */
   primaryFin: Seq | undefined = undefined;
   secondaryFin: Seq | undefined = undefined;
-  readonly #onPrimaryDropped: (piece: P) => void;
-  readonly #onSecondaryDropped: (piece: S) => void;
+  readonly #handlers: StreamHandlers<P, S>;
 
-  /** The callbacks are told of every piece that leaves a queue, except by `remove`. */
-  constructor(onPrimaryDropped: (piece: P) => void, onSecondaryDropped: (piece: S) => void) {
-    this.#onPrimaryDropped = onPrimaryDropped;
-    this.#onSecondaryDropped = onSecondaryDropped;
+  /** End of the agreed prefix; meaningful once `started`. */
+  get compared(): Seq {
+    return this.#compared >>> 0;
+  }
+
+  set compared(seq: Seq) {
+    this.#compared = seq | 0;
+  }
+
+  constructor(handlers: StreamHandlers<P, S>) {
+    this.#handlers = handlers;
   }
 
   /** Everything before `seq` counts as agreed; pieces before it are dropped. */
   start(seq: Seq): void {
     this.compared = seq;
     this.started = true;
-    this.primary.dropUntil(seq, this.#onPrimaryDropped);
-    this.secondary.dropUntil(seq, this.#onSecondaryDropped);
+    this.primary.dropUntil(seq, this.#handlers.onPrimaryDropped);
+    this.secondary.dropUntil(seq, this.#handlers.onSecondaryDropped);
   }
 
   /** Forgets both streams: a checkpoint has made them one. Comparing goes on at `seq`. */
   restart(seq: Seq): void {
-    this.primary.clear(this.#onPrimaryDropped);
-    this.secondary.clear(this.#onSecondaryDropped);
+    this.primary.clear(this.#handlers.onPrimaryDropped);
+    this.secondary.clear(this.#handlers.onSecondaryDropped);
     this.primaryFin = undefined;
     this.secondaryFin = undefined;
     this.compared = seq;
@@ -142,14 +162,14 @@ export class StreamComparer<P extends Piece, S extends Piece> {
 
   /** Forgets the PVM's stream and the position: it begins anew. */
   clearPrimary(): void {
-    this.primary.clear(this.#onPrimaryDropped);
+    this.primary.clear(this.#handlers.onPrimaryDropped);
     this.primaryFin = undefined;
     this.started = false;
   }
 
   /** Forgets the SVM's stream: it begins anew. */
   clearSecondary(): void {
-    this.secondary.clear(this.#onSecondaryDropped);
+    this.secondary.clear(this.#handlers.onSecondaryDropped);
     this.secondaryFin = undefined;
   }
 
@@ -180,8 +200,8 @@ export class StreamComparer<P extends Piece, S extends Piece> {
         return STREAM_DIFFERENT_BYTES;
       }
       this.compared = end;
-      this.primary.dropUntil(end, this.#onPrimaryDropped);
-      this.secondary.dropUntil(end, this.#onSecondaryDropped);
+      this.primary.dropUntil(end, this.#handlers.onPrimaryDropped);
+      this.secondary.dropUntil(end, this.#handlers.onSecondaryDropped);
     }
   }
 

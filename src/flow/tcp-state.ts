@@ -61,35 +61,117 @@ export const TRACK_REOPENED = 1;
 export const TRACK_IGNORED = 2;
 export type TrackResult = typeof TRACK_OK | typeof TRACK_REOPENED | typeof TRACK_IGNORED;
 
-/** What is known of one end's sending. */
+// Bits of `TcpSide.#bits`.
+const HAS_SENT = 1;
+const HAS_SYN = 2;
+const IS_SYN_ACKED = 4;
+const HAS_FIN = 8;
+const IS_FIN_ACKED = 16;
+const HAS_ACKED = 32;
+
+/** What is known of one end's sending, in few bytes: there are two of it for every connection (see wire/seq.ts). */
 class TcpSide {
+  #bits = 0;
+  #synEnd = 0;
+  #finEnd = 0;
+  #end = 0;
+  #ackMax = 0;
+
   /** Has it sent anything that we saw? Then `end` is meaningful. */
-  hasSent = false;
-  hasSyn = false;
-  isSynAcked = false;
-  hasFin = false;
-  isFinAcked = false;
+  get hasSent(): boolean {
+    return (this.#bits & HAS_SENT) !== 0;
+  }
+
+  set hasSent(value: boolean) {
+    this.#set(HAS_SENT, value);
+  }
+
+  get hasSyn(): boolean {
+    return (this.#bits & HAS_SYN) !== 0;
+  }
+
+  set hasSyn(value: boolean) {
+    this.#set(HAS_SYN, value);
+  }
+
+  get isSynAcked(): boolean {
+    return (this.#bits & IS_SYN_ACKED) !== 0;
+  }
+
+  set isSynAcked(value: boolean) {
+    this.#set(IS_SYN_ACKED, value);
+  }
+
+  get hasFin(): boolean {
+    return (this.#bits & HAS_FIN) !== 0;
+  }
+
+  set hasFin(value: boolean) {
+    this.#set(HAS_FIN, value);
+  }
+
+  get isFinAcked(): boolean {
+    return (this.#bits & IS_FIN_ACKED) !== 0;
+  }
+
+  set isFinAcked(value: boolean) {
+    this.#set(IS_FIN_ACKED, value);
+  }
+
+  get hasAcked(): boolean {
+    return (this.#bits & HAS_ACKED) !== 0;
+  }
+
+  set hasAcked(value: boolean) {
+    this.#set(HAS_ACKED, value);
+  }
+
   /** After its SYN. */
-  synEnd: Seq = 0;
+  get synEnd(): Seq {
+    return this.#synEnd >>> 0;
+  }
+
+  set synEnd(seq: Seq) {
+    this.#synEnd = seq | 0;
+  }
+
   /** After its FIN. */
-  finEnd: Seq = 0;
+  get finEnd(): Seq {
+    return this.#finEnd >>> 0;
+  }
+
+  set finEnd(seq: Seq) {
+    this.#finEnd = seq | 0;
+  }
+
   /** After the last sequence number it has used. */
-  end: Seq = 0;
-  hasAcked = false;
+  get end(): Seq {
+    return this.#end >>> 0;
+  }
+
+  set end(seq: Seq) {
+    this.#end = seq | 0;
+  }
+
   /** The highest ACK number it has sent. */
-  ackMax: Seq = 0;
+  get ackMax(): Seq {
+    return this.#ackMax >>> 0;
+  }
+
+  set ackMax(seq: Seq) {
+    this.#ackMax = seq | 0;
+  }
 
   reset(): void {
-    this.hasSent = false;
-    this.hasSyn = false;
-    this.isSynAcked = false;
-    this.hasFin = false;
-    this.isFinAcked = false;
-    this.synEnd = 0;
-    this.finEnd = 0;
-    this.end = 0;
-    this.hasAcked = false;
-    this.ackMax = 0;
+    this.#bits = 0;
+    this.#synEnd = 0;
+    this.#finEnd = 0;
+    this.#end = 0;
+    this.#ackMax = 0;
+  }
+
+  #set(bit: number, value: boolean): void {
+    this.#bits = value ? this.#bits | bit : this.#bits & ~bit;
   }
 }
 

@@ -6,7 +6,6 @@
  * @module
  */
 import { type Micros, NEVER } from '../base/time.ts';
-import type { AckGate } from '../compare/ack-gate.ts';
 import { VNET_HDR_BYTES } from '../limits.ts';
 import { foldSum, sumOfBytes } from '../rewrite/checksum-delta.ts';
 import { lowerAck, setWindow, trimSack } from '../rewrite/lower.ts';
@@ -26,54 +25,78 @@ import {
 } from '../wire/tcp.ts';
 import { parseTcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
-import type { PrimaryContext, PrimaryFlow } from './primary-context.ts';
+import type { PrimaryContext } from './primary-context.ts';
 import { type HeldSegment, lookAt } from './primary-segment.ts';
+import type { TcpFlow } from './primary-tcp.ts';
 
 const IP_PROTOCOL_TCP = 6;
 
+/** An ACK that could not (wholly) go out. */
+class KeptAck {
+  /** The header, as a frame of its own. */
+  frame: PooledFrame;
+  ack: Seq = 0;
+  window = 0;
+  hasSack = false;
+  /** It was never sent in any form: it counts even when it says nothing new (a duplicate ACK). */
+  unsent = false;
+  /** The ACK number that has waited longest, and since when any has. */
+  waitingAck: Seq = 0;
+  ackSinceUs: Micros = NEVER;
+  windowSinceUs: Micros = NEVER;
+
+  constructor(frame: PooledFrame) {
+    this.frame = frame;
+  }
+}
+
+/** Records to use again: most connections have none, and the next ACK makes another. */
+const freeKept: KeptAck[] = [];
+const FREE_MAX = 1_024;
+
+function takeKept(frame: PooledFrame): KeptAck {
+  const kept = freeKept.pop();
+  if (kept === undefined) return new KeptAck(frame);
+  kept.frame = frame;
+  kept.waitingAck = 0;
+  kept.ackSinceUs = NEVER;
+  kept.windowSinceUs = NEVER;
+  return kept;
+}
+
+/** SACK blocks of the segment in hand that the SVM covers; see `#blocksCovered`. */
+let coveredBlocks = 0;
+
 export class HeldAck {
   readonly #context: PrimaryContext;
-  readonly #flow: PrimaryFlow;
-  readonly #gate: AckGate;
-  /** The header, as a frame of its own. */
-  #frame: PooledFrame | undefined = undefined;
-  #ack: Seq = 0;
-  #window = 0;
-  #hasSack = false;
-  /** It was never sent in any form: it counts even when it says nothing new (a duplicate ACK). */
-  #unsent = false;
-  /** The ACK number that has waited longest, and since when any has. */
-  #waitingAck: Seq = 0;
-  #ackSinceUs: Micros = NEVER;
-  #windowSinceUs: Micros = NEVER;
+  readonly #flow: TcpFlow;
+  #kept: KeptAck | undefined = undefined;
 
-  constructor(context: PrimaryContext, flow: PrimaryFlow, gate: AckGate) {
+  constructor(context: PrimaryContext, flow: TcpFlow) {
     this.#context = context;
     this.#flow = flow;
-    this.#gate = gate;
   }
 
   get exists(): boolean {
-    return this.#frame !== undefined;
+    return this.#kept !== undefined;
   }
 
   /** Since when an ACK number waits for the SVM; NEVER when none does. */
   get ackSinceUs(): Micros {
-    return this.#ackSinceUs;
+    return this.#kept?.ackSinceUs ?? NEVER;
   }
 
   /** Since when the client sees a closed window that the PVM has open. */
   get windowSinceUs(): Micros {
-    return this.#windowSinceUs;
+    return this.#kept?.windowSinceUs ?? NEVER;
   }
 
   /** Lowers the segment in place to what both guests cover. False: it stays behind. */
   pass(segment: HeldSegment, isPureAck: boolean): boolean {
-    const gate = this.#gate;
+    const gate = this.#flow.gate;
     const isSyn = (segment.flags & TCP_SYN) !== 0;
-    gate.limit(segment.ack, segment.window, isSyn);
-    const { ack, window, lowered } = gate;
-    this.#coveredBlocks = 0;
+    const { ack, window, lowered } = gate.limit(segment.ack, segment.window, isSyn);
+    coveredBlocks = 0;
     const trims = segment.hasSack && this.#blocksCovered(segment) < 0;
     if (!lowered && !trims) {
       if (this.#isCoveredBy(ack)) this.drop();
@@ -81,9 +104,9 @@ export class HeldAck {
       return true;
     }
     const context = this.#context;
-    const saysNew = !isPureAck || gate.advances(ack, window) || this.#coveredBlocks > 0;
+    const saysNew = !isPureAck || gate.advances(ack, window) || coveredBlocks > 0;
     const info = lookAt(segment, context.scratchInfo);
-    if (!isSyn) this.#keep(info, segment.hasSack, saysNew);
+    if (!isSyn) this.#keep(info, segment.hasSack, saysNew, ack, window);
     if (!saysNew) return false;
     lowerAck(info, ack);
     setWindow(info, window);
@@ -95,8 +118,6 @@ export class HeldAck {
     return true;
   }
 
-  #coveredBlocks = 0;
-
   /** Counts the SACK blocks that the SVM covers; returns -1 when there are others, else how many. */
   #blocksCovered(segment: HeldSegment): number {
     const info = lookAt(segment, this.#context.scratchInfo);
@@ -107,87 +128,97 @@ export class HeldAck {
       info.l4Offset + info.tcpHeaderBytes,
       options,
     );
-    this.#coveredBlocks = 0;
+    coveredBlocks = 0;
     for (let i = 0; i < options.sackCount; i++) {
-      if (this.#gate.coversBlock(options.sackLeft(i), options.sackRight(i))) this.#coveredBlocks++;
+      if (this.#flow.gate.coversBlock(options.sackLeft(i), options.sackRight(i))) coveredBlocks++;
     }
-    return this.#coveredBlocks === options.sackCount ? this.#coveredBlocks : -1;
+    return coveredBlocks === options.sackCount ? coveredBlocks : -1;
   }
 
   /** Is everything that it says covered by an ACK number that goes out? */
   #isCoveredBy(ack: Seq): boolean {
-    return this.#frame !== undefined && seqBeforeOrEqual(this.#ack, ack);
+    return this.#kept !== undefined && seqBeforeOrEqual(this.#kept.ack, ack);
   }
 
   /**
-   * Takes the place of what was kept before: the header of `info`'s segment. The gate's last `limit` says how much of it may go
-   * out now. `wasSent`: the segment itself goes out, lowered.
+   * Takes the place of what was kept before: the header of `info`'s segment, of which `ack` and `window` may go out now. `wasSent`:
+   * the segment itself goes out, lowered.
    */
-  #keep(info: FrameInfo, hasSack: boolean, wasSent: boolean): void {
+  #keep(info: FrameInfo, hasSack: boolean, wasSent: boolean, ack: Seq, window: number): void {
+    const before = this.#kept;
     // Where the way from the guest reorders, an older ACK comes late: the one that is kept says more.
-    if (this.#frame !== undefined && seqBefore(info.ack, this.#ack)) return;
+    if (before !== undefined && seqBefore(info.ack, before.ack)) return;
     const context = this.#context;
     const length = info.l4Offset + info.tcpHeaderBytes - info.frameOffset;
-    if (this.#frame !== undefined) context.unhold(this.#flow, this.#frame);
-    this.#frame = context.hold(this.#flow, info, info.frameOffset, length);
-    if (this.#frame === undefined) return;
-    makePureAck(this.#frame, info);
-    this.#ack = info.ack;
-    this.#window = info.window;
-    this.#hasSack = hasSack;
-    this.#unsent = !wasSent;
-    this.#noteWaiting();
+    if (before !== undefined) context.unhold(this.#flow, before.frame);
+    const frame = context.hold(this.#flow, info, info.frameOffset, length);
+    if (frame === undefined) {
+      if (before !== undefined) this.#forget(before);
+      return;
+    }
+    makePureAck(frame, info);
+    const kept = before ?? takeKept(frame);
+    kept.frame = frame;
+    kept.ack = info.ack;
+    kept.window = info.window;
+    kept.hasSack = hasSack;
+    kept.unsent = !wasSent;
+    this.#kept = kept;
+    this.#noteWaiting(kept, ack, window);
   }
 
   /** The SVM has moved: sends as much as may go now. `seq`: what the client has been sent so far. */
   sendPending(seq: Seq | undefined): void {
-    const gate = this.#gate;
-    if (this.#frame === undefined || !gate.secondaryKnown) return;
-    gate.limit(this.#ack, this.#window, false);
-    const { ack, window, lowered } = gate;
-    this.#noteWaiting();
-    if (gate.advances(ack, window) || (!lowered && (this.#unsent || this.#hasSack))) {
-      this.#send(seq, ack, window);
+    const gate = this.#flow.gate;
+    const kept = this.#kept;
+    if (kept === undefined || !gate.secondaryKnown) return;
+    const { ack, window, lowered } = gate.limit(kept.ack, kept.window, false);
+    this.#noteWaiting(kept, ack, window);
+    if (gate.advances(ack, window) || (!lowered && (kept.unsent || kept.hasSack))) {
+      this.#send(kept, seq, ack, window);
       gate.onEmitted(ack, window, false);
-      this.#unsent = false;
+      kept.unsent = false;
     }
     if (!lowered) this.drop();
   }
 
   /** A checkpoint covers it, or the node is unprotected: sends it as it was, and forgets it. */
   sendWhole(seq: Seq | undefined): void {
-    if (this.#frame === undefined) return;
-    this.#send(seq, this.#ack, this.#window);
-    this.#gate.onEmitted(this.#ack, this.#window, false);
+    const kept = this.#kept;
+    if (kept === undefined) return;
+    this.#send(kept, seq, kept.ack, kept.window);
+    this.#flow.gate.onEmitted(kept.ack, kept.window, false);
     this.drop();
   }
 
   drop(): void {
-    if (this.#frame !== undefined) this.#context.unhold(this.#flow, this.#frame);
-    this.#frame = undefined;
-    this.#unsent = false;
-    this.#ackSinceUs = NEVER;
-    this.#windowSinceUs = NEVER;
-  }
-
-  #noteWaiting(): void {
-    const { ack, window } = this.#gate;
-    const { nowUs } = this.#context;
-    if (ack === this.#ack) this.#ackSinceUs = NEVER;
-    else if (this.#ackSinceUs === NEVER || seqBeforeOrEqual(this.#waitingAck, ack)) {
-      this.#ackSinceUs = nowUs;
-      this.#waitingAck = this.#ack;
-    }
-    if (window !== 0 || this.#window === 0) this.#windowSinceUs = NEVER;
-    else if (this.#windowSinceUs === NEVER) this.#windowSinceUs = nowUs;
-  }
-
-  #send(seq: Seq | undefined, ack: Seq, window: number): void {
-    const kept = this.#frame;
+    const kept = this.#kept;
     if (kept === undefined) return;
+    this.#context.unhold(this.#flow, kept.frame);
+    this.#forget(kept);
+  }
+
+  #forget(kept: KeptAck): void {
+    this.#kept = undefined;
+    if (freeKept.length < FREE_MAX) freeKept.push(kept);
+  }
+
+  /** Of `kept`, `ack` and `window` may go out now. */
+  #noteWaiting(kept: KeptAck, ack: Seq, window: number): void {
+    const { nowUs } = this.#context;
+    if (ack === kept.ack) kept.ackSinceUs = NEVER;
+    else if (kept.ackSinceUs === NEVER || seqBeforeOrEqual(kept.waitingAck, ack)) {
+      kept.ackSinceUs = nowUs;
+      kept.waitingAck = kept.ack;
+    }
+    if (window !== 0 || kept.window === 0) kept.windowSinceUs = NEVER;
+    else if (kept.windowSinceUs === NEVER) kept.windowSinceUs = nowUs;
+  }
+
+  #send(kept: KeptAck, seq: Seq | undefined, ack: Seq, window: number): void {
     const context = this.#context;
     // It may go out again in this batch, and what was sent must not change: send a copy.
-    const frame = context.pool.copy(kept.buffer, kept.offset, kept.length);
+    const frame = context.pool.copy(kept.frame.buffer, kept.frame.offset, kept.frame.length);
     const info = context.scratchInfo;
     dissect(frame.buffer, frame.offset, frame.length, info);
     const { view, bytes } = frame.buffer;
@@ -195,7 +226,7 @@ export class HeldAck {
     if (seq !== undefined) view.setUint32(l4 + TCP_SEQ, seq);
     view.setUint32(l4 + TCP_ACK_NUMBER, ack);
     view.setUint16(l4 + TCP_WINDOW, window);
-    if (this.#hasSack) trimSack(info, (left, right) => this.#gate.coversBlock(left, right));
+    if (kept.hasSack) trimSack(info, (left, right) => this.#flow.gate.coversBlock(left, right));
     view.setUint16(l4 + TCP_CHECKSUM, 0);
     const addressBytes = info.ipVersion === 4 ? 8 : 32;
     const sum =

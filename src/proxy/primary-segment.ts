@@ -14,6 +14,7 @@ import { TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, TcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
 import type { PrimaryContext, PrimaryFlow } from './primary-context.ts';
+import type { TcpFlow } from './primary-tcp.ts';
 
 const EMPTY_BYTES = new Uint8Array(0);
 const EMPTY_BUFFER: FrameBuffer = { bytes: EMPTY_BYTES, view: new DataView(EMPTY_BYTES.buffer) };
@@ -54,6 +55,8 @@ export class SecondaryPiece implements Piece {
   frame: PooledFrame | undefined = undefined;
   arrivedUs: Micros = 0;
   queued = false;
+  /** Whose it is while it is queued. */
+  flow: TcpFlow | undefined = undefined;
 }
 
 const scratch = new TcpOptions();
@@ -80,6 +83,7 @@ export function recyclePiece(piece: SecondaryPiece): void {
   piece.bytes = EMPTY_BYTES;
   piece.frame = undefined;
   piece.queued = false;
+  piece.flow = undefined;
   if (freePieces.length < FREE_MAX) freePieces.push(piece);
 }
 

@@ -15,61 +15,84 @@ const MSS_DEFAULT = 536;
 
 const scratch = new TcpOptions();
 
-export class SynOptions {
-  readonly isSynAck: boolean;
-  /** Bytes; 0: no option. */
-  readonly mss: number;
-  /** 0..14; -1: no option. */
-  readonly windowScale: number;
-  readonly sackPermitted: boolean;
-  readonly timestamps: boolean;
+/**
+ * The options of one SYN, in the bits of a 32-bit integer: two are kept for every connection.
+ *
+ * | bits | |
+ * | --- | --- |
+ * | 0-15 | MSS in bytes; 0: no option |
+ * | 16-19 | window scale + 1; 0: no option |
+ * | 20 | SACK permitted |
+ * | 21 | timestamps |
+ * | 22 | it is a SYN-ACK |
+ * | 23 | always 1: 0 stands for "no SYN" |
+ */
+type SynOptions = number;
 
-  private constructor(info: FrameInfo, options: TcpOptions) {
-    this.isSynAck = (info.tcpFlags & TCP_ACK) !== 0;
-    this.mss = options.mss;
-    this.windowScale = options.windowScale;
-    this.sackPermitted = options.sackPermitted;
-    this.timestamps = options.hasTimestamps;
-  }
+const NO_SYN: SynOptions = 0;
+const SCALE_SHIFT = 16;
+const SCALE_MASK = 0xf;
+const SACK_PERMITTED = 1 << 20;
+const TIMESTAMPS = 1 << 21;
+const SYN_ACK = 1 << 22;
+const PRESENT = 1 << 23;
+/** What both guests must have said alike. */
+const BINDING = (SCALE_MASK << SCALE_SHIFT) | TIMESTAMPS | SYN_ACK;
 
-  /** Reads the options of a SYN or SYN-ACK. */
-  static read(info: FrameInfo): SynOptions {
-    parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);
-    return new SynOptions(info, scratch);
-  }
+function readSyn(info: FrameInfo): SynOptions {
+  parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);
+  return (
+    PRESENT |
+    scratch.mss |
+    ((scratch.windowScale + 1) << SCALE_SHIFT) |
+    (scratch.sackPermitted ? SACK_PERMITTED : 0) |
+    (scratch.hasTimestamps ? TIMESTAMPS : 0) |
+    ((info.tcpFlags & TCP_ACK) !== 0 ? SYN_ACK : 0)
+  );
+}
 
-  /**
-   * Can the client be told something that both guests keep? MSS and SACK-permitted can be lowered; window
-   * scale and timestamps cannot (RFC 7323 binds both ends to what was said).
-   */
-  agreesWith(other: SynOptions): boolean {
-    return (
-      this.windowScale === other.windowScale &&
-      this.timestamps === other.timestamps &&
-      this.isSynAck === other.isSynAck
-    );
-  }
+/** 0..14; -1: no option. */
+function windowScaleOf(syn: SynOptions): number {
+  return ((syn >> SCALE_SHIFT) & SCALE_MASK) - 1;
+}
+
+/** Bytes; what a peer assumes when there is no option. */
+function mssOf(syn: SynOptions): number {
+  return syn & 0xffff || MSS_DEFAULT;
+}
+
+/**
+ * Can the client be told something that both guests keep? MSS and SACK-permitted can be lowered; window
+ * scale and timestamps cannot (RFC 7323 binds both ends to what was said).
+ */
+function agree(primary: SynOptions, secondary: SynOptions): boolean {
+  return (primary & BINDING) === (secondary & BINDING);
 }
 
 /** The two SYNs of one connection, through its incarnations. */
 export class Handshake {
-  /** The PVM's initial sequence number; undefined when the connection was open before it was seen. */
-  primaryIsn: Seq | undefined = undefined;
-  #primarySyn: SynOptions | undefined = undefined;
+  #primaryIsn = 0;
   /** The SVM's own, unadjusted. */
-  #secondaryIsn: Seq | undefined = undefined;
+  #secondaryIsn = 0;
+  #hasSecondaryIsn = false;
+  #primarySyn: SynOptions = NO_SYN;
   /** The SVM's SYN that was not matched with one of the PVM yet. */
-  #secondarySyn: SynOptions | undefined = undefined;
-  /** What the matched SYN of the SVM offered; undefined after a checkpoint, when there is nothing to lower. */
-  #agreedSyn: SynOptions | undefined = undefined;
+  #secondarySyn: SynOptions = NO_SYN;
+  /** What the matched SYN of the SVM offered; none after a checkpoint, when there is nothing to lower. */
+  #agreedSyn: SynOptions = NO_SYN;
   /** Did the client's SYN or SYN-ACK offer window scaling (RFC 7323 §2.2)? undefined: not seen. */
   #clientScales: boolean | undefined = undefined;
   /** Have both guests sent their SYN: may the PVM's go? */
   matched = false;
 
+  /** The PVM's initial sequence number; undefined when the connection was open before it was seen. */
+  get primaryIsn(): Seq | undefined {
+    return this.#primarySyn === NO_SYN ? undefined : this.#primaryIsn >>> 0;
+  }
+
   /** Is the PVM's SYN here and waits for the SVM's? */
   get isWaiting(): boolean {
-    return this.#primarySyn !== undefined && !this.matched;
+    return this.#primarySyn !== NO_SYN && !this.matched;
   }
 
   onClientSyn(info: FrameInfo): void {
@@ -80,28 +103,29 @@ export class Handshake {
   /** Returns whether it begins a connection; a retransmission changes nothing. */
   onPrimarySyn(info: FrameInfo): boolean {
     if (this.primaryIsn === info.seq) return false;
-    this.primaryIsn = info.seq;
-    this.#primarySyn = SynOptions.read(info);
-    this.#agreedSyn = undefined;
+    this.#primaryIsn = info.seq | 0;
+    this.#primarySyn = readSyn(info);
+    this.#agreedSyn = NO_SYN;
     this.matched = false;
     return true;
   }
 
   /** As `onPrimarySyn`, of the SVM. */
   onSecondarySyn(info: FrameInfo): boolean {
-    if (this.#secondaryIsn === info.seq) return false;
-    this.#secondaryIsn = info.seq;
-    this.#secondarySyn = SynOptions.read(info);
+    if (this.#hasSecondaryIsn && this.#secondaryIsn >>> 0 === info.seq) return false;
+    this.#secondaryIsn = info.seq | 0;
+    this.#hasSecondaryIsn = true;
+    this.#secondarySyn = readSyn(info);
     this.matched = false;
     return true;
   }
 
   /** Matches the two SYNs if both are here. */
   match(): 'waiting' | 'matched' | 'different' {
-    if (this.#primarySyn === undefined || this.#secondarySyn === undefined) return 'waiting';
+    if (this.#primarySyn === NO_SYN || this.#secondarySyn === NO_SYN) return 'waiting';
     const secondarySyn = this.#secondarySyn;
-    this.#secondarySyn = undefined;
-    if (!this.#primarySyn.agreesWith(secondarySyn)) return 'different';
+    this.#secondarySyn = NO_SYN;
+    if (!agree(this.#primarySyn, secondarySyn)) return 'different';
     this.#agreedSyn = secondarySyn;
     this.matched = true;
     return 'matched';
@@ -109,24 +133,26 @@ export class Handshake {
 
   /** A checkpoint was committed: the SVM has the PVM's connection. */
   adoptCheckpoint(): void {
-    this.#secondaryIsn = this.primaryIsn;
-    this.#secondarySyn = undefined;
-    this.#agreedSyn = undefined;
-    this.matched = this.primaryIsn !== undefined;
+    this.#secondaryIsn = this.#primaryIsn;
+    this.#hasSecondaryIsn = this.#primarySyn !== NO_SYN;
+    this.#secondarySyn = NO_SYN;
+    this.#agreedSyn = NO_SYN;
+    this.matched = this.#primarySyn !== NO_SYN;
   }
 
   /** The guests' window shift, 0..14; it counts only when the client scales too. -1: not known. */
   windowShift(): number {
     const syn = this.#primarySyn;
-    if (syn === undefined) return -1;
-    if (syn.windowScale < 0) return 0;
-    if (this.#clientScales !== undefined) return this.#clientScales ? syn.windowScale : 0;
-    return syn.isSynAck ? syn.windowScale : -1;
+    if (syn === NO_SYN) return -1;
+    const scale = windowScaleOf(syn);
+    if (scale < 0) return 0;
+    if (this.#clientScales !== undefined) return this.#clientScales ? scale : 0;
+    return (syn & SYN_ACK) !== 0 ? scale : -1;
   }
 
   /** Lowers the options of the PVM's SYN in place to what both guests support. */
   lower(info: FrameInfo): void {
-    if (this.#primarySyn === undefined || this.#agreedSyn === undefined) return;
+    if (this.#primarySyn === NO_SYN || this.#agreedSyn === NO_SYN) return;
     lowerSynOptions(info, this.#primarySyn, this.#agreedSyn);
   }
 }
@@ -135,11 +161,10 @@ export class Handshake {
  * Lowers MSS and SACK-permitted of the PVM's SYN in place to what the SVM supports too, and mends the checksum.
  * `info` describes the frame.
  */
-export function lowerSynOptions(info: FrameInfo, primary: SynOptions, secondary: SynOptions): void {
-  const primaryMss = primary.mss === 0 ? MSS_DEFAULT : primary.mss;
-  const secondaryMss = secondary.mss === 0 ? MSS_DEFAULT : secondary.mss;
-  const lowersMss = primary.mss !== 0 && secondaryMss < primaryMss;
-  const dropsSack = primary.sackPermitted && !secondary.sackPermitted;
+function lowerSynOptions(info: FrameInfo, primary: SynOptions, secondary: SynOptions): void {
+  const secondaryMss = mssOf(secondary);
+  const lowersMss = (primary & 0xffff) !== 0 && secondaryMss < mssOf(primary);
+  const dropsSack = (primary & SACK_PERMITTED) !== 0 && (secondary & SACK_PERMITTED) === 0;
   if (!lowersMss && !dropsSack) return;
   const { view, bytes } = info;
   parseTcpOptions(view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);

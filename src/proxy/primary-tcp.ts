@@ -15,20 +15,26 @@
  *
  * @module
  */
+import { ArrayPool } from '../base/array-pool.ts';
 import { type Micros, NEVER } from '../base/time.ts';
 import { AckGate } from '../compare/ack-gate.ts';
-import { STREAM_DIFFERENT_FIN, STREAM_EQUAL, StreamComparer } from '../compare/stream.ts';
+import {
+  STREAM_DIFFERENT_FIN,
+  STREAM_EQUAL,
+  StreamComparer,
+  type StreamHandlers,
+} from '../compare/stream.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { CheckpointCause } from '../env/messages.ts';
 import { TcpTrack, trackTcp } from '../flow/tcp-state.ts';
-import { COMPARE_LAG_TIMEOUTS } from '../limits.ts';
 import type { FrameInfo } from '../wire/frame.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } from '../wire/seq.ts';
 import { TCP_ACK, TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, type TcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
 import { HeldAck } from './primary-ack.ts';
-import { EXCERPT_BYTES_MAX, type PrimaryContext, type PrimaryFlowBase } from './primary-context.ts';
+import { timeoutCause, waitingSinceUs, wantCheckpoint } from './primary-causes.ts';
+import type { PrimaryContext, PrimaryFlowBase } from './primary-context.ts';
 import {
   describePiece,
   describeSegment,
@@ -41,12 +47,21 @@ import {
   segmentLength,
 } from './primary-segment.ts';
 import { Handshake } from './primary-syn.ts';
+import { TcpFacts } from './primary-tcp-facts.ts';
 
 /** SVM bytes this far beyond what either guest has sent are not of this stream (bytes). */
 const AHEAD_MAX = 1 << 30;
 
-export class TcpFlow implements PrimaryFlowBase {
-  readonly kind = 'tcp';
+const heldArrays = new ArrayPool<HeldSegment>();
+
+const STREAM_HANDLERS: StreamHandlers<HeldSegment, SecondaryPiece> = {
+  onPrimaryDropped: (segment) => {
+    segment.queued = false;
+  },
+  onSecondaryDropped: (piece) => piece.flow?.freePiece(piece),
+};
+
+export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   slot = -1;
   wheelSlot = -1;
   epoch = 0;
@@ -60,23 +75,12 @@ export class TcpFlow implements PrimaryFlowBase {
 
   readonly gate = new AckGate();
   readonly comparer: StreamComparer<HeldSegment, SecondaryPiece>;
-  readonly held: HeldSegment[] = [];
+  held: HeldSegment[] = heldArrays.none;
 
-  /** End of all that the PVM has sent. */
-  primaryEndKnown = false;
-  primaryEnd: Seq = 0;
-  /** End of all that was released to the client. */
-  releasedKnown = false;
-  releasedEnd: Seq = 0;
-  /** The client has acknowledged everything before it. */
-  clientAckKnown = false;
-  clientAck: Seq = 0;
   /** The connection was open before it was seen: output before this position cannot be verified. */
   pickupSeq: Seq | undefined = undefined;
 
   readonly handshake = new Handshake();
-  secondaryReset = false;
-  primaryReset = false;
   /** The connection's state, by which it ages. */
   readonly connection = new TcpTrack();
 
@@ -92,17 +96,14 @@ export class TcpFlow implements PrimaryFlowBase {
   readonly #context: PrimaryContext;
 
   constructor(context: PrimaryContext) {
+    super();
     this.#context = context;
-    this.heldAck = new HeldAck(context, this, this.gate);
-    this.comparer = new StreamComparer<HeldSegment, SecondaryPiece>(
-      (segment) => {
-        segment.queued = false;
-      },
-      (piece) => {
-        if (piece.frame !== undefined) context.unhold(this, piece.frame);
-        recyclePiece(piece);
-      },
-    );
+    this.heldAck = new HeldAck(context, this);
+    this.comparer = new StreamComparer(STREAM_HANDLERS);
+  }
+
+  get kind(): 'tcp' {
+    return 'tcp';
   }
 
   // ------------------------------------------------------------------ ingress
@@ -154,6 +155,7 @@ export class TcpFlow implements PrimaryFlowBase {
       this.#release(segment);
       return;
     }
+    if (this.held === heldArrays.none) this.held = heldArrays.take();
     this.held.push(segment);
     this.heldFrames++;
     if (segment.isRepeat) this.#repeatsHeld++;
@@ -189,10 +191,12 @@ export class TcpFlow implements PrimaryFlowBase {
 
   /** Releases everything held, as it is: covered by a commit, or the node is unprotected. */
   releaseAll(): void {
-    const held = this.held.splice(0);
+    const held = this.held;
+    this.held = heldArrays.none;
     this.heldFrames = 0;
     this.#repeatsHeld = 0;
     for (const segment of held) this.#send(segment);
+    heldArrays.give(held);
     this.comparer.reset();
     this.heldAck.sendWhole(this.#releasedEnd());
     this.secondarySinceUs = NEVER;
@@ -221,39 +225,12 @@ export class TcpFlow implements PrimaryFlowBase {
 
   /** Since when the other guest has been silent about the oldest thing that waits; NEVER when nothing does. */
   waitingSinceUs(): Micros {
-    return Math.min(
-      this.#headSinceUs(),
-      this.heldAck.ackSinceUs,
-      this.heldAck.windowSinceUs,
-      this.#sinceProgress(this.secondarySinceUs),
-      this.resetSinceUs,
-    );
+    return waitingSinceUs(this, this.#context.config.compareTimeoutUs);
   }
 
   /** The compare timeout has passed since `waitingSinceUs()`. */
   onTimeout(): void {
-    const since = this.waitingSinceUs();
-    let cause: CheckpointCause;
-    if (this.#headSinceUs() === since) {
-      const isReset = ((this.held[0]?.flags ?? 0) & TCP_RST) !== 0;
-      cause = isReset ? 'reset-mismatch' : 'secondary-silent';
-    } else if (this.resetSinceUs === since) cause = 'reset-mismatch';
-    else if (this.heldAck.ackSinceUs === since) cause = 'acknowledgement-behind';
-    else if (this.heldAck.windowSinceUs === since) cause = 'window-closed';
-    else cause = 'primary-silent';
-    this.#want(cause);
-  }
-
-  #headSinceUs(): Micros {
-    const head = this.held[0];
-    return head === undefined ? NEVER : this.#sinceProgress(head.arrivedUs);
-  }
-
-  /** See COMPARE_LAG_TIMEOUTS. */
-  #sinceProgress(sinceUs: Micros): Micros {
-    if (this.progressUs <= sinceUs || sinceUs === NEVER) return sinceUs;
-    const lagUs = (COMPARE_LAG_TIMEOUTS - 1) * this.#context.config.compareTimeoutUs;
-    return Math.min(this.progressUs, sinceUs + lagUs);
+    this.#want(timeoutCause(this, this.#context.config.compareTimeoutUs));
   }
 
   /** End of the batch: the SVM may have caught up with a held ACK. */
@@ -399,6 +376,7 @@ export class TcpFlow implements PrimaryFlowBase {
     if (info.payloadBytes > 0 && (!comparer.started || seqBefore(comparer.compared, end))) {
       piece = describePiece(info, context.nowUs);
       piece.queued = true;
+      piece.flow = this;
       comparer.secondary.insert(piece);
     }
     if ((info.tcpFlags & TCP_FIN) !== 0) comparer.secondaryFin = end;
@@ -416,6 +394,12 @@ export class TcpFlow implements PrimaryFlowBase {
     piece.frame = frame;
     piece.bytes = frame.buffer.bytes;
     piece.offset = frame.offset + (info.payloadOffset - info.frameOffset);
+  }
+
+  /** The comparer needs it no more. */
+  freePiece(piece: SecondaryPiece): void {
+    if (piece.frame !== undefined) this.#context.unhold(this, piece.frame);
+    recyclePiece(piece);
   }
 
   #advance(): void {
@@ -448,19 +432,7 @@ export class TcpFlow implements PrimaryFlowBase {
   }
 
   #want(cause: CheckpointCause): void {
-    const comparer = this.comparer;
-    const isn = this.handshake.primaryIsn;
-    const offset =
-      comparer.started && isn !== undefined
-        ? seqDistance(seqAdd(isn, 1), comparer.compared) >>> 0
-        : -1;
-    this.#context.want(
-      this,
-      cause,
-      offset,
-      comparer.excerpt('primary', EXCERPT_BYTES_MAX),
-      comparer.excerpt('secondary', EXCERPT_BYTES_MAX),
-    );
+    wantCheckpoint(this.#context, this, cause);
   }
 
   // ------------------------------------------------------------------ details: release
@@ -475,7 +447,7 @@ export class TcpFlow implements PrimaryFlowBase {
       this.#leaveQueue(segment);
       this.#release(segment);
     }
-    if (released === held.length) while (held.length > 0) held.pop();
+    if (released === held.length) this.held = heldArrays.give(held);
     else if (released > 0) held.splice(0, released);
     if (this.#repeatsHeld > 0 && held.length > 1) this.#pumpRepeats();
   }
@@ -525,8 +497,8 @@ export class TcpFlow implements PrimaryFlowBase {
   /** A header that lies in fragments is not changed: it waits until the SVM covers all of it. */
   #fragmentsMayGo(segment: HeldSegment): boolean {
     if ((segment.flags & TCP_ACK) === 0) return true;
-    this.gate.limit(segment.ack, segment.window, (segment.flags & TCP_SYN) !== 0);
-    return !this.gate.lowered && !segment.hasSack;
+    const isSyn = (segment.flags & TCP_SYN) !== 0;
+    return !this.gate.limit(segment.ack, segment.window, isSyn).lowered && !segment.hasSack;
   }
 
   /** Lets a segment out: as it is, lowered, or (a pure ACK that says nothing new yet) later. */

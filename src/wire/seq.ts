@@ -3,6 +3,10 @@
  * the project that orders them. Two positions may be compared while they lie less than 2^31 apart,
  * which TCP's largest window (2^30, RFC 7323 §2.3) guarantees.
  *
+ * Where one is kept for every connection, the field holds it as a signed integer (`seq | 0`) behind accessors that
+ * give it back unsigned (`>>> 0`): V8 keeps 32-bit signed integers in the object itself (8 bytes), larger numbers
+ * in a heap object of their own (24 bytes, and another cache line).
+ *
  * @module
  */
 

@@ -82,8 +82,8 @@ const OUTPUT_COMMIT: readonly Mutant[] = [
     'G1',
     'src/proxy/primary-syn.ts',
     'options that bind the connection may differ',
-    'this.windowScale === other.windowScale &&',
-    '',
+    'const BINDING = (SCALE_MASK << SCALE_SHIFT) | TIMESTAMPS | SYN_ACK;',
+    'const BINDING = TIMESTAMPS | SYN_ACK;',
   ),
   mutant('G1', TCP, 'a RST does not wait', 'return this.secondaryReset;', 'return true;'),
   mutant(
@@ -114,8 +114,8 @@ const INPUT_COMMIT: readonly Mutant[] = [
     'G2',
     GATE,
     'the ACK number is that of the PVM',
-    'this.ack = seqMin(ack, this.secondaryAck);',
-    'this.ack = ack;',
+    'limited.ack = seqMin(ack, this.secondaryAck);',
+    'limited.ack = ack;',
   ),
   mutant(
     'G2',
