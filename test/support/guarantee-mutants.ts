@@ -22,6 +22,7 @@ export interface Mutant {
 const PRIMARY = 'src/proxy/primary.ts';
 const TCP = 'src/proxy/primary-tcp.ts';
 const ACK = 'src/proxy/primary-ack.ts';
+const CAUSES = 'src/proxy/primary-causes.ts';
 const DATAGRAM = 'src/proxy/primary-datagram.ts';
 const GATE = 'src/compare/ack-gate.ts';
 const STREAM = 'src/compare/stream.ts';
@@ -297,23 +298,29 @@ const FAILOVER: readonly Mutant[] = [
 ];
 
 const LIVENESS: readonly Mutant[] = [
-  mutant('G6', TCP, 'nobody waits for bytes of the SVM', 'this.#headSinceUs(),\n', ''),
   mutant(
     'G6',
-    TCP,
-    'nobody waits for bytes of the PVM',
-    'this.#sinceProgress(this.secondarySinceUs),\n',
+    CAUSES,
+    'nobody waits for bytes of the SVM',
+    'headSinceUs(flow, compareTimeoutUs),\n',
     '',
   ),
-  mutant('G6', TCP, 'nobody waits for an ACK', 'this.heldAck.ackSinceUs,\n', ''),
-  mutant('G6', TCP, 'nobody waits for a window', 'this.heldAck.windowSinceUs,\n', ''),
-  mutant('G6', TCP, 'nobody waits for a RST of the PVM', 'this.resetSinceUs,\n    );', ');'),
   mutant(
     'G6',
-    TCP,
+    CAUSES,
+    'nobody waits for bytes of the PVM',
+    'sinceProgress(flow, flow.secondarySinceUs, compareTimeoutUs),\n',
+    '',
+  ),
+  mutant('G6', CAUSES, 'nobody waits for an ACK', 'flow.heldAck.ackSinceUs,\n', ''),
+  mutant('G6', CAUSES, 'nobody waits for a window', 'flow.heldAck.windowSinceUs,\n', ''),
+  mutant('G6', CAUSES, 'nobody waits for a RST of the PVM', 'flow.resetSinceUs,\n  );', ');'),
+  mutant(
+    'G6',
+    CAUSES,
     'any progress is progress enough',
-    'return Math.min(this.progressUs, sinceUs + lagUs);',
-    'return this.progressUs + 0 * lagUs;',
+    'return Math.min(flow.progressUs, sinceUs + lagUs);',
+    'return flow.progressUs + 0 * lagUs;',
   ),
   mutant(
     'G6',
