@@ -9,6 +9,7 @@ import { LOG_LEVELS } from '../observe/levels.ts';
 import { parseEndpoint } from '../vm/endpoint.ts';
 import { parsePeerLossSpec, parseVmSpec } from '../vm/spec.ts';
 import type { CompareFlags } from './compare.ts';
+import type { RewriteFlags } from './rewrite.ts';
 import { type PassValue, parseCount, parseMilliseconds, parsePass, parsePath } from './values.ts';
 
 /** Runs an action and passes its exit code on. */
@@ -60,6 +61,33 @@ export function compareCommand(run: RunCommand<CompareFlags>): Command {
   return addCommon(command)
     .addHelpText('after', COMPARE_HELP)
     .action((flags: CompareFlags) => run(flags));
+}
+
+const REWRITE_HELP = `
+PORT is qemu:unix:PATH[,server] or qemu:tcp:HOST:PORT[,server]. A filter-redirector uses a socket in one direction only, so there are
+two on each side: --guest and --net are where frames come from, --to-guest and --to-net where they go.
+On the secondary QEMU, in the place of filter-rewriter (behind f1 and f2 of QEMU's documentation, in this order):
+
+  -object filter-redirector,id=r4,netdev=hn0,queue=rx,indev=tonet
+  -object filter-redirector,id=r3,netdev=hn0,queue=rx,outdev=guest
+  -object filter-redirector,id=r1,netdev=hn0,queue=tx,outdev=net
+  -object filter-redirector,id=r2,netdev=hn0,queue=tx,indev=toguest
+
+  colo-proxy rewrite --guest qemu:unix:/run/guest.sock --to-guest qemu:unix:/run/toguest.sock \\
+                     --net qemu:unix:/run/net.sock --to-net qemu:unix:/run/tonet.sock --vm qmp:unix:/run/svm.qmp`;
+
+export function rewriteCommand(run: RunCommand<RewriteFlags>): Command {
+  const command = new Command('rewrite')
+    .description("Takes the place of QEMU's filter-rewriter, between redirectors")
+    .addOption(required('--guest <port>', "the secondary guest's frames"))
+    .addOption(new Option('--to-guest <port>', 'where frames for it go (default: --guest)'))
+    .addOption(required('--net <port>', "the clients' frames, as the primary mirrors them"))
+    .addOption(new Option('--to-net <port>', 'where rewritten frames go (default: --net)'))
+    .option('--vnet-hdr-support', 'the filters have vnet_hdr_support')
+    .addOption(value('--vm <driver>', 'qmp:ADDRESS of the secondary QEMU, or none', parseVmSpec));
+  return addCommon(command)
+    .addHelpText('after', REWRITE_HELP)
+    .action((flags: RewriteFlags) => run(flags));
 }
 
 function addCommon(command: Command): Command {

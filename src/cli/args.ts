@@ -13,11 +13,12 @@ import type { SimOptions } from '../sim/main.ts';
 import { parseEndpoint } from '../vm/endpoint.ts';
 import { parseNfnetlinkSpec, parsePeerLossSpec, parseVmSpec } from '../vm/spec.ts';
 import { isNfnetlinkCtl, nfnetlinkCtlCommand } from './args-nfnetlink.ts';
-import { checked as argument, compareCommand } from './args-sockets.ts';
+import { checked as argument, compareCommand, rewriteCommand } from './args-sockets.ts';
 import type { CompareFlags } from './compare.ts';
 import type { CtlCommand, CtlOptions } from './ctl.ts';
 import type { LabOptions } from './experiments.ts';
 import type { NfnetlinkCtlOptions, NfnetlinkVerb } from './nfnetlink-verbs.ts';
+import type { RewriteFlags } from './rewrite.ts';
 import type { GivenSettings } from './settings.ts';
 import {
   type PassValue,
@@ -33,6 +34,7 @@ import {
 export interface Actions {
   node(role: Role, flags: GivenSettings, configPath: string | undefined): Promise<number>;
   compare(flags: CompareFlags): Promise<number>;
+  rewrite(flags: RewriteFlags): Promise<number>;
   ctl(command: CtlCommand, options: CtlOptions): Promise<number>;
   nfnetlink(verbs: readonly NfnetlinkVerb[], options: NfnetlinkCtlOptions): Promise<number>;
   lab(options: LabOptions): Promise<number>;
@@ -72,6 +74,7 @@ export function buildProgram(
   program.addCommand(nodeCommand('primary', actions, onExit));
   program.addCommand(nodeCommand('secondary', actions, onExit));
   program.addCommand(compareCommand(async (flags) => onExit(await actions.compare(flags))));
+  program.addCommand(rewriteCommand(async (flags) => onExit(await actions.rewrite(flags))));
   program.addCommand(
     isNfnetlinkCtl(args)
       ? nfnetlinkCtlCommand(argument(parseNfnetlinkSpec), async (verbs, options) =>

@@ -25,6 +25,7 @@ async function run(line: string, result: number | Error = 0): Promise<Run> {
   const actions: Actions = {
     node: action,
     compare: action,
+    rewrite: action,
     ctl: action,
     nfnetlink: action,
     lab: action,
@@ -69,6 +70,27 @@ describe('command line', () => {
         pass: [{ protocol: 6, port: 3_389 }],
         onPeerLoss: { kind: 'hold' },
         control: '/c',
+        logLevel: 'warn',
+        json: true,
+      },
+    ]);
+  });
+
+  it('reads every flag of rewrite', async () => {
+    const { given, code } = await run(
+      'rewrite --guest qemu:unix:/a --to-guest qemu:unix:/b --net qemu:unix:/c --to-net qemu:unix:/d ' +
+        '--vnet-hdr-support --vm qmp:unix:/q --control /r --log-level warn --json',
+    );
+    expect(code).toBe(0);
+    expect(given).toEqual([
+      {
+        guest: 'qemu:unix:/a',
+        toGuest: 'qemu:unix:/b',
+        net: 'qemu:unix:/c',
+        toNet: 'qemu:unix:/d',
+        vnetHdrSupport: true,
+        vm: { kind: 'qmp', endpoint: { kind: 'unix', path: '/q' } },
+        control: '/r',
         logLevel: 'warn',
         json: true,
       },

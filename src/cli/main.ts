@@ -29,6 +29,10 @@ const ACTIONS: Actions = {
     const { runCompare } = await import('./compare.ts');
     return runCompare(flags);
   },
+  rewrite: async (flags) => {
+    const { runRewrite } = await import('./rewrite.ts');
+    return runRewrite(flags);
+  },
   ctl: async (command, options) => {
     const { runCtl } = await import('./ctl.ts');
     return runCtl(command, options, PROCESS_IO);

@@ -20,6 +20,8 @@ export interface VmContext {
   readonly role: Role;
   readonly log: Log;
   readonly controlPath?: string | undefined;
+  /** A secondary without a link to its primary: the driver tells of the whole checkpoint. */
+  readonly isAlone?: boolean;
 }
 
 /** Everything that may ask for, and tell of, checkpoints. */
@@ -50,6 +52,10 @@ function openOne(spec: VmSpec, context: VmContext): VmDriver {
     case 'exec':
       return new ExecVmDriver({ command: spec.command, ...context });
     case 'qmp':
-      return new QmpVmDriver({ endpoint: spec.endpoint, role: context.role });
+      return new QmpVmDriver({
+        endpoint: spec.endpoint,
+        role: context.role,
+        isAlone: context.isAlone === true,
+      });
   }
 }

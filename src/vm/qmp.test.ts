@@ -382,6 +382,25 @@ describe('QmpVmDriver on the secondary', () => {
     expect(node.commands).toEqual(['commit', 'commit', 'commit']);
   });
 
+  test('tells of whole checkpoints where there is no link to the primary', async () => {
+    const { qemu, node, event, state } = await setUp('secondary', { colo: true, isAlone: true });
+    qemu.behaviour.resumeMs = 20;
+    qemu.checkpoint();
+    await until(() => node.commands.length === 1);
+    expect(node.commands).toEqual(['begin']);
+    // The engine says so of every begin.
+    event('checkpoint-begun');
+    await until(() => state() === 'running' && node.commands.length === 2);
+    expect(node.commands).toEqual(['begin', 'commit']);
+  });
+
+  test('begins with the checkpoint in which COLO starts where there is no link to the primary', async () => {
+    const { qemu, node } = await setUp('secondary', { isAlone: true });
+    qemu.startColo('secondary');
+    await until(() => node.commands.length === 1);
+    expect(node.commands).toEqual(['begin']);
+  });
+
   test('commits neither a pause without a begin nor one that the primary has committed', async () => {
     const { qemu, node, state, event } = await setUp('secondary', { colo: true });
     qemu.checkpoint();

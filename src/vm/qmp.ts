@@ -34,6 +34,11 @@ import { QmpReplica } from './qmp-replica.ts';
 export interface QmpVmOptions {
   readonly endpoint: Endpoint;
   readonly role: Role;
+  /**
+   * Secondary without a link to its primary: STOP and RESUME inside of COLO are begin and commit. Only QEMU's own; an operator
+   * must not stop and resume this guest by hand. @default false
+   */
+  readonly isAlone?: boolean;
   /** @default QMP_COMMAND_TIMEOUT_US */
   readonly commandTimeoutUs?: Micros;
   /** @default QMP_RECONNECT_MIN_US */
@@ -266,6 +271,7 @@ export class QmpVmDriver implements VmDriver {
     if (this.#options.role === 'secondary') {
       this.#setState('stopped', 'STOP');
       this.#replica.onStop();
+      this.#beginAlone();
       return;
     }
     this.#checkpoints?.onStop(false);
@@ -303,6 +309,11 @@ export class QmpVmDriver implements VmDriver {
     this.#counters.coloEntries++;
     this.#setState('running', cause);
     if (this.#options.role === 'primary') this.#checkpoints?.enter(isStopped);
+    else if (isStopped && this.#options.isAlone === true) {
+      // With the checkpoint of COLO's start under way.
+      this.#replica.onStop();
+      this.#beginAlone();
+    }
     // It was told to leave while nobody could reach it.
     if (this.#mustLeave) void this.#tellLost('the node has taken over');
   }
@@ -340,6 +351,14 @@ export class QmpVmDriver implements VmDriver {
       // The peer's proxy is alive and refuses to take over, or this node has decided to serve alone.
       void this.#tellLost(text);
     }
+  }
+
+  /** The engine's answer, an event, makes RESUME the commit. */
+  #beginAlone(): void {
+    if (this.#options.isAlone !== true) return;
+    void this.#events?.checkpointBegin().then((result) => {
+      if (!result.ok) this.#report(`The node refused to begin: ${result.error}`);
+    });
   }
 
   async #commitReplica(): Promise<void> {
