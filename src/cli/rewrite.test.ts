@@ -10,8 +10,9 @@ import {
   type TestFrame,
   tcpFrame,
 } from '../../test/support/frame-builder.ts';
+import { SILENT_LOG } from '../../test/support/silent-log.ts';
 import { StreamPeer } from '../../test/support/stream-peer.ts';
-import { SILENT_LOG } from '../env/log.ts';
+
 import { VNET_HDR_BYTES } from '../limits.ts';
 import { openPort } from '../port/open.ts';
 import { isTransportChecksumRight } from '../wire/checksum.ts';

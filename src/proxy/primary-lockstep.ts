@@ -153,8 +153,7 @@ export function takePair(context: PrimaryContext, flow: TcpFlow, info: FrameInfo
   if (!gate.secondaryKnown || seqBefore(ack, gate.secondaryAck)) return false;
   gate.onPrimary(ack, window, false);
   gate.onSecondary(ack, window, false, undefined);
-  gate.limit(ack, window, false);
-  if (gate.lowered) return false;
+  if (gate.limit(ack, window, false).lowered) return false;
   gate.onEmitted(ack, window, false);
   trackTcp(flow.connection, info, true);
   context.counts.compared++;
