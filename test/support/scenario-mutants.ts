@@ -76,7 +76,7 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
   mutant(
     'late-old-ack',
     'src/proxy/primary-ack.ts',
-    'if (this.#frame !== undefined && seqBefore(info.ack, this.#ack)) return;',
+    'if (before !== undefined && seqBefore(info.ack, before.ack)) return;',
     '',
   ),
   mutant(
