@@ -258,6 +258,12 @@ function labCommand(actions: Actions, onExit: (code: number) => void): Command {
     .description('Builds the whole system on this machine and runs its scenarios')
     .option('--scenario <name...>', 'only these')
     .option('--list', 'name the scenarios and end')
+    .addOption(
+      new Option('--guest <kind>', 'what the guests are: processes in namespaces, or machines')
+        .choices(['netns', 'qemu'])
+        .default('netns'),
+    )
+    .option('--install', 'with --guest qemu: install the Debian packages that it needs')
     .option('--keep', 'leave everything up for exploring, and say how to enter it')
     .option('--json', 'one JSON object at the end, on standard output')
     .action(async (options: LabOptions) => onExit(await actions.lab(options)));

@@ -8,22 +8,18 @@ import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { ColoError } from '../base/error.ts';
 import { Recorder, SilenceWatch } from './capture.ts';
-import type { ClientCalls, ClientRequest, ClientResult } from './client/main.ts';
+import type { ClientCalls } from './client/main.ts';
 import type { TransferRequest, TransferResult } from './client/transfer.ts';
+import { CLIENT_MS_MAX, Clients, type Family, forkModule } from './clients.ts';
 import { monotonicMs, sleep } from './clock.ts';
-import { expectedDigest } from './content.ts';
 import { Daemon } from './daemons.ts';
 import { GuestProcess } from './guest-process.ts';
 import { ProcessChannel } from './messages.ts';
-import { labModule } from './program.ts';
 import type { Impairment, RelayReply, RelayRequest } from './relay/main.ts';
 import { buildTopology, closeTopology, replaceSvm, type Topology } from './topology.ts';
 import { VmManager } from './vm-manager.ts';
 
-export type Family = 4 | 6;
-
 const SYNC_MS_MAX = 15_000;
-const CLIENT_MS_MAX = 120_000;
 const FAILOVER_MS_MAX = 5_000;
 
 export interface BenchOptions {
@@ -37,12 +33,25 @@ export interface BenchOptions {
   readonly insecureLink?: boolean;
 }
 
+/** What the runner needs of a bench, whatever its guests are. */
+export interface LabBench {
+  readonly topology: Topology;
+  readonly recorder: Recorder;
+  readonly primary: Daemon;
+  readonly secondary: Daemon;
+  /** What must hold after every scenario. @throws ColoError */
+  check(): void;
+  /** What else may explain a failure. */
+  notes(): string[];
+  close(): Promise<void>;
+}
+
 /** @throws ColoError `COLO_ERR_LAB_SCENARIO` when `condition` does not hold */
 export function expect(condition: boolean, text: string): asserts condition {
   if (!condition) throw new ColoError('COLO_ERR_LAB_SCENARIO', text);
 }
 
-export class Bench {
+export class Bench implements LabBench {
   readonly family: Family;
   readonly topology: Topology;
   readonly silence: SilenceWatch;
@@ -53,9 +62,8 @@ export class Bench {
   primary: Daemon;
   secondary: Daemon;
   readonly #options: BenchOptions;
-  readonly #client: ProcessChannel<ClientRequest, ClientResult>;
+  readonly #clients: Clients;
   readonly #relay: ProcessChannel<RelayRequest, RelayReply> | undefined;
-  readonly #reached = new Map<number, () => void>();
   /** Nodes whose end is part of the scenario. */
   readonly #killed = new Set<Daemon>();
 
@@ -80,12 +88,11 @@ export class Bench {
     const { client, switch: switchNs, wire } = this.topology;
     this.silence = new SilenceWatch(switchNs);
     this.recorder = new Recorder(switchNs, 'p-client');
-    if (wire !== undefined) this.#relay = new ProcessChannel(fork(wire, 'relay/main'), 'relay');
+    if (wire !== undefined)
+      this.#relay = new ProcessChannel(forkModule(wire, 'relay/main'), 'relay');
     this.pvm = new GuestProcess(this.topology.pvm);
     this.svm = new GuestProcess(this.topology.svm);
-    this.#client = new ProcessChannel(fork(client, 'client/main'), 'client', (note) => {
-      this.#reached.get((note as { reached: number }).reached)?.();
-    });
+    this.#clients = new Clients(client, family);
     const requestPipe = join(directory, 'requests');
     this.vm = new VmManager({
       pipe: requestPipe,
@@ -112,7 +119,7 @@ export class Bench {
   async #begin(): Promise<void> {
     const relay = this.#relay;
     await Promise.all([
-      this.#client.ready,
+      this.#clients.ready,
       this.pvm.ready,
       this.svm.ready,
       relay?.ready,
@@ -129,32 +136,27 @@ export class Bench {
     }
   }
 
-  /** Bridge ports take a moment until they forward. */
   async #awaitCables(): Promise<void> {
-    for (let tries = 0; tries < 50; tries++) {
-      const { answered } = await this.client({ type: 'ping', count: 1, bytes: 8, timeoutMs: 100 });
-      if (answered === 1) return;
+    if (!(await this.#clients.reachGuest())) {
+      throw this.primary.failure('The client does not reach the guest');
     }
-    throw this.primary.failure('The client does not reach the guest');
   }
 
   /** Has the clients do something with the guest, over this bench's IP version. */
   client<Name extends keyof ClientCalls>(
     request: { readonly type: Name } & Omit<ClientCalls[Name]['request'], 'family'>,
   ): Promise<ClientCalls[Name]['result']> {
-    const whole = { family: this.family, ...request } as unknown as ClientRequest;
-    return this.#client.ask(whole, CLIENT_MS_MAX) as Promise<ClientCalls[Name]['result']>;
+    return this.#clients.ask(request);
   }
 
   /** A long transfer, with what it is checked by. */
   transfer(request: Omit<TransferRequest, 'family' | 'digest'>): Promise<TransferResult> {
-    const digest = expectedDigest(request.direction, request.seed, request.bytes);
-    return this.client({ type: 'transfer', ...request, digest });
+    return this.#clients.transfer(request);
   }
 
   /** Resolves when the transfer with this seed has come to its `tellAtBytes`. */
   reached(seed: number): Promise<void> {
-    return new Promise((resolve) => this.#reached.set(seed, resolve));
+    return this.#clients.reached(seed);
   }
 
   /** What the relay did so far; undefined without impairment. */
@@ -222,26 +224,22 @@ export class Bench {
     expect(this.vm.failures.length === 0, `checkpoints failed: ${this.vm.failures.join('; ')}`);
   }
 
+  /** What else may explain a failure. */
+  notes(): string[] {
+    const requests = this.vm.requests.map(({ cause, flow }) => `${cause} ${flow}`.trim());
+    return [`checkpoint requests: ${requests.join(', ') || 'none'}`];
+  }
+
   /** Takes everything down. */
   async close(): Promise<void> {
     this.vm.close();
     const nodes = [this.primary, this.secondary].map((daemon) => daemon.end('SIGKILL'));
     const relay = this.#relay?.kill();
-    await Promise.all([...nodes, this.pvm.kill(), this.svm.kill(), this.#client.kill(), relay]);
+    await Promise.all([...nodes, this.pvm.kill(), this.svm.kill(), this.#clients.kill(), relay]);
     this.silence.close();
     this.recorder.close();
     closeTopology(this.topology);
     // Namespaces are taken apart in the background; the next bench should not race with that.
     await sleep(10);
   }
-}
-
-function fork(
-  namespace: Topology['client'],
-  module: string,
-): ReturnType<Topology['client']['fork']> {
-  return namespace.fork(labModule(module), [], {
-    stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-    detached: true,
-  });
 }

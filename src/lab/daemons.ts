@@ -48,6 +48,10 @@ export interface DaemonOptions {
   readonly compareTimeoutMs?: number;
   /** A peer link without encryption; default: a pre-shared key. */
   readonly insecureLink?: boolean;
+  /** `--guest`. Default: packet:tap0 */
+  readonly guestPort?: string;
+  /** `--vm`. Default: one that writes requests to `requestPipe`. */
+  readonly vm?: string;
 }
 
 export class Daemon {
@@ -186,25 +190,20 @@ export class Daemon {
 
 function daemonArguments(options: DaemonOptions, controlPath: string): string[] {
   const { role, directory, requestPipe, compareTimeoutMs, insecureLink = false } = options;
+  const { guestPort = 'packet:tap0', vm } = options;
   const address = `${PEER_ADDRESSES.pn}:${PEER_PORT}`;
   const common = [
-    ...['--guest', 'packet:tap0', '--net', 'packet:cp0'],
+    ...['--guest', guestPort, '--net', 'packet:cp0'],
     ...(insecureLink ? ['--peer-insecure'] : ['--peer-key', peerKeyFile(directory)]),
     ...['--peer-timeout', `${PEER_TIMEOUT_MS}`],
     ...['--control', controlPath, '--log-level', 'debug'],
   ];
-  if (role === 'secondary') return ['secondary', ...common, '--peer', `connect:${address}`];
-  return [
-    'primary',
-    ...common,
-    ...['--peer', `listen:${address}`],
-    // The VM layer of the lab reads requests from a pipe. A script is all that a real one needs, too.
-    ...[
-      '--vm',
-      requestPipe === undefined ? 'none' : `exec:printf '%s\\n' "$COLO_REQUEST" > ${requestPipe}`,
-    ],
-    ...(compareTimeoutMs === undefined ? [] : ['--compare-timeout', `${compareTimeoutMs}`]),
-  ];
+  // The VM layer of the lab reads requests from a pipe. A script is all that a real one needs, too.
+  const toPipe = `exec:printf '%s\\n' "$COLO_REQUEST" > ${requestPipe}`;
+  const driver = vm ?? (requestPipe === undefined ? 'none' : toPipe);
+  const more = compareTimeoutMs === undefined ? [] : ['--compare-timeout', `${compareTimeoutMs}`];
+  const peer = `${role === 'primary' ? 'listen' : 'connect'}:${address}`;
+  return [role, ...common, '--peer', peer, '--vm', driver, ...more];
 }
 
 const KEY_BYTES = 32;

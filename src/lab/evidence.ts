@@ -7,7 +7,7 @@ import { copyFileSync, mkdirSync, mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { encodeInterface, encodePacket, encodeSectionHeader } from '../wire/pcapng-writer.ts';
-import type { Bench } from './bench.ts';
+import type { LabBench } from './bench.ts';
 import { CAPTURE_BYTES, type CapturedFrame } from './capture.ts';
 import { monotonicMs } from './clock.ts';
 
@@ -36,7 +36,7 @@ export function writeCapture(
 let keptDirectory: string | undefined;
 
 /** Saves what a bench knows; returns the directory. */
-export function keepEvidence(bench: Bench, label: string): string {
+export function keepEvidence(bench: LabBench, label: string): string {
   keptDirectory ??= mkdtempSync(join(tmpdir(), 'colo-proxy-lab-failed-'));
   const directory = join(keptDirectory, label);
   mkdirSync(directory, { recursive: true });

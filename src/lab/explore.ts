@@ -3,13 +3,13 @@
  *
  * @module
  */
-import type { Bench } from './bench.ts';
+import type { LabBench } from './bench.ts';
 import { COLO_PROXY_SCRIPT } from './program.ts';
 import { isRootless, outerPid } from './sandbox.ts';
 import { ADDRESSES, namespacesOf } from './topology.ts';
 
 /** What to type in another terminal. */
-export function exploreText(bench: Bench): string {
+export function exploreText(bench: LabBench): string {
   const pid = outerPid();
   // In a user namespace of the lab's own, nsenter has to enter that first.
   const user = isRootless() ? `--user=/proc/${pid}/ns/user --preserve-credentials ` : '';

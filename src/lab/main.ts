@@ -6,11 +6,14 @@
 import { ColoError } from '../base/error.ts';
 import { EXIT_OK, EXIT_REFUSED } from '../cli/exit.ts';
 import type { LabOptions } from '../cli/experiments.ts';
-import { Bench } from './bench.ts';
+import { Bench, type LabBench } from './bench.ts';
 import { keepEvidence } from './evidence.ts';
 import { exploreText } from './explore.ts';
+import { guestImage, requireTools } from './qemu/image.ts';
+import { QemuBench } from './qemu/qemu-bench.ts';
+import { QEMU_SCENARIOS } from './qemu/scenarios.ts';
 import { listText, tableText } from './report.ts';
-import { runScenarios } from './runner.ts';
+import { type RunOptions, runScenarios } from './runner.ts';
 import { enterSandbox, runInSandbox, sandboxDirectory } from './sandbox.ts';
 import type { Scenario } from './scenario.ts';
 import { SCENARIOS } from './scenarios/index.ts';
@@ -22,57 +25,91 @@ import { SCENARIOS } from './scenarios/index.ts';
  * @throws ColoError when the machine forbids it, or a scenario is not known
  */
 export async function runLab(options: LabOptions): Promise<number> {
-  const scenarios = selectScenarios(options.scenario);
-  if (options.list === true) {
-    process.stdout.write(listText(scenarios));
-    return EXIT_OK;
-  }
-  const directory = sandboxDirectory();
-  if (directory === undefined) return runInSandbox();
-  return runInside(options, scenarios, directory);
+  return options.guest === 'qemu' ? runQemuLab(options) : runNetnsLab(options);
 }
 
-async function runInside(
+const say = (text: string): void => void process.stderr.write(text);
+
+async function runNetnsLab(options: LabOptions): Promise<number> {
+  const scenarios = selectScenarios(SCENARIOS, options.scenario);
+  if (options.list === true) return list(scenarios);
+  const directory = sandboxDirectory();
+  if (directory === undefined) return runInSandbox();
+  const startAnother = (): Promise<Bench> => Bench.start({ directory, family: 4, seed: 0 });
+  return runInside(options, startAnother, {
+    scenarios,
+    guest: 'netns',
+    directory,
+    start: ({ impairment }, place, family) =>
+      Bench.start({ directory: place, family, impairment, seed: family }),
+  });
+}
+
+async function runQemuLab(options: LabOptions): Promise<number> {
+  const scenarios = selectScenarios(QEMU_SCENARIOS, options.scenario);
+  if (options.list === true) return list(scenarios);
+  const directory = sandboxDirectory();
+  if (directory === undefined) {
+    // Out here, where there is a network.
+    requireTools(options.install === true, say);
+    guestImage(say);
+    return runInSandbox();
+  }
+  const image = guestImage(say);
+  const startAnother = (): Promise<QemuBench> => QemuBench.start({ directory, family: 4, image });
+  return runInside(options, startAnother, {
+    scenarios,
+    guest: 'qemu',
+    directory,
+    start: (_scenario, place, family) => QemuBench.start({ directory: place, family, image }),
+  });
+}
+
+function list<B extends LabBench>(scenarios: readonly Scenario<B>[]): number {
+  process.stdout.write(listText(scenarios));
+  return EXIT_OK;
+}
+
+/** `startAnother` makes the bench that `--keep` leaves up. */
+async function runInside<B extends LabBench>(
   options: LabOptions,
-  scenarios: readonly Scenario[],
-  directory: string,
+  startAnother: () => Promise<B>,
+  what: Omit<RunOptions<B>, 'say' | 'onFailure'>,
 ): Promise<number> {
-  const say = (text: string): void => void process.stderr.write(text);
   // Everything the lab started ends with it: this is process 1 of its namespace.
   enterSandbox((exitCode) => process.exit(exitCode));
   const keep = options.keep === true;
-  if (keep && options.scenario === undefined) {
-    const bench = await Bench.start({ directory, family: 4, seed: 0 });
-    return stayUp(bench, say);
-  }
+  if (keep && options.scenario === undefined) return stayUp(await startAnother());
   const report = await runScenarios({
-    scenarios,
-    directory,
+    ...what,
     say,
     onFailure: async (bench, label) => {
       say(`       capture and logs: ${keepEvidence(bench, label)}\n`);
-      if (keep) await stayUp(bench, say);
+      if (keep) await stayUp(bench);
     },
   });
   say(tableText(report));
   if (options.json === true) process.stdout.write(`${JSON.stringify(report)}\n`);
-  if (keep) await stayUp(await Bench.start({ directory, family: 4, seed: 0 }), say);
+  if (keep) await stayUp(await startAnother());
   return report.ok ? EXIT_OK : EXIT_REFUSED;
 }
 
 /** Until a signal ends the lab. */
-async function stayUp(bench: Bench, say: (text: string) => void): Promise<never> {
+async function stayUp(bench: LabBench): Promise<never> {
   say(exploreText(bench));
   return new Promise<never>(() => {});
 }
 
-function selectScenarios(names: readonly string[] | undefined): readonly Scenario[] {
-  if (names === undefined) return SCENARIOS;
-  const unknown = names.filter((name) => !SCENARIOS.some((scenario) => scenario.name === name));
+function selectScenarios<B extends LabBench>(
+  all: readonly Scenario<B>[],
+  names: readonly string[] | undefined,
+): readonly Scenario<B>[] {
+  if (names === undefined) return all;
+  const unknown = names.filter((name) => !all.some((scenario) => scenario.name === name));
   if (unknown.length > 0) {
-    const known = SCENARIOS.map(({ name }) => name).join(', ');
+    const known = all.map(({ name }) => name).join(', ');
     const text = `There is no scenario ${unknown.join(', ')}; there are: ${known}`;
     throw new ColoError('COLO_ERR_USAGE_SCENARIO', text);
   }
-  return SCENARIOS.filter(({ name }) => names.includes(name));
+  return all.filter(({ name }) => names.includes(name));
 }

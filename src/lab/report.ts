@@ -3,13 +3,15 @@
  *
  * @module
  */
+import type { LabGuest } from '../cli/experiments.ts';
+import type { LabBench } from './bench.ts';
 import type { Facts, Scenario } from './scenario.ts';
 
 /** One run of one scenario, as in `lab --json`. */
 export interface ScenarioReport {
   readonly name: string;
   readonly family: 'ipv4' | 'ipv6';
-  readonly guest: 'netns';
+  readonly guest: LabGuest;
   readonly attach: 'packet';
   readonly ok: boolean;
   readonly seconds: number;
@@ -53,7 +55,7 @@ export function title(name: string, family: string): string {
   return `${name.padEnd(22)} ${family}`;
 }
 
-export function listText(scenarios: readonly Scenario[]): string {
+export function listText<B extends LabBench>(scenarios: readonly Scenario<B>[]): string {
   return scenarios.map(({ name, text }) => `${name.padEnd(22)} ${text}\n`).join('');
 }
 

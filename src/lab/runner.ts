@@ -4,20 +4,25 @@
  * @module
  */
 import { join } from 'node:path';
-import { Bench, type Family } from './bench.ts';
+import type { LabGuest } from '../cli/experiments.ts';
+import type { LabBench } from './bench.ts';
+import type { Family } from './clients.ts';
 import { factsLine, type LabReport, type ScenarioReport, title } from './report.ts';
 import type { Scenario } from './scenario.ts';
 
-export interface RunOptions {
-  readonly scenarios: readonly Scenario[];
+export interface RunOptions<B extends LabBench> {
+  readonly scenarios: readonly Scenario<B>[];
+  readonly guest: LabGuest;
+  /** Builds a bench, protected, in a directory of its own. @throws ColoError */
+  readonly start: (scenario: Scenario<B>, directory: string, family: Family) => Promise<B>;
   readonly directory: string;
   /** Progress for people. */
   readonly say: (text: string) => void;
   /** Called with the bench of a failed scenario before it is taken down. */
-  readonly onFailure: (bench: Bench, name: string) => Promise<void>;
+  readonly onFailure: (bench: B, name: string) => Promise<void>;
 }
 
-export async function runScenarios(options: RunOptions): Promise<LabReport> {
+export async function runScenarios<B extends LabBench>(options: RunOptions<B>): Promise<LabReport> {
   const startMs = performance.now();
   const reports: ScenarioReport[] = [];
   for (const scenario of options.scenarios) {
@@ -29,9 +34,9 @@ export async function runScenarios(options: RunOptions): Promise<LabReport> {
   return { ok: reports.every((report) => report.ok), seconds, scenarios: reports };
 }
 
-async function runOne(
-  options: RunOptions,
-  scenario: Scenario,
+async function runOne<B extends LabBench>(
+  options: RunOptions<B>,
+  scenario: Scenario<B>,
   family: Family,
 ): Promise<ScenarioReport> {
   const startMs = performance.now();
@@ -39,18 +44,13 @@ async function runOne(
   const report = {
     name: scenario.name,
     family: `ipv${family}`,
-    guest: 'netns',
+    guest: options.guest,
     attach: 'packet',
   } as const;
   const seconds = (): number => Math.round(performance.now() - startMs) / 1_000;
-  let bench: Bench | undefined;
+  let bench: B | undefined;
   try {
-    bench = await Bench.start({
-      directory: join(options.directory, label),
-      family,
-      impairment: scenario.impairment,
-      seed: family,
-    });
+    bench = await options.start(scenario, join(options.directory, label), family);
     const facts = await scenario.run(bench);
     bench.check();
     options.say(`ok     ${title(report.name, report.family)} ${factsLine(facts)}\n`);
@@ -66,7 +66,7 @@ async function runOne(
 }
 
 /** The error, and what else went wrong on the bench: often the cause. */
-async function explain(bench: Bench | undefined, cause: unknown): Promise<string> {
+async function explain(bench: LabBench | undefined, cause: unknown): Promise<string> {
   const lines = [(cause as Error).message];
   if (bench !== undefined) {
     try {
@@ -78,8 +78,7 @@ async function explain(bench: Bench | undefined, cause: unknown): Promise<string
       const status = await daemon.status().catch(() => undefined);
       if (status !== undefined) lines.push(`${daemon.role}: ${JSON.stringify(status)}`);
     }
-    const requests = bench.vm.requests.map(({ cause: why, flow }) => `${why} ${flow}`.trim());
-    lines.push(`checkpoint requests: ${requests.join(', ') || 'none'}`);
+    lines.push(...bench.notes());
   }
   return lines.join('\n    ');
 }

@@ -3,20 +3,22 @@
  *
  * @module
  */
-import type { Bench, Family } from './bench.ts';
+import type { Bench, LabBench } from './bench.ts';
+import type { Family } from './clients.ts';
 import type { Impairment } from './relay/main.ts';
 
 /** Numbers and truths of a run, with units in their names. */
 export type Facts = Record<string, number | boolean | string>;
 
-export interface Scenario {
+/** `B`: the bench that it runs on. */
+export interface Scenario<B extends LabBench = Bench> {
   readonly name: string;
   /** One line for the user: what is shown. */
   readonly text: string;
   readonly families: readonly Family[];
   readonly impairment?: Impairment;
   /** Throws when something is not as it must be. */
-  run(bench: Bench): Promise<Facts>;
+  run(bench: B): Promise<Facts>;
 }
 
 /** A number with one decimal, for facts. */

@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { QmpClient } from '../../src/vm/qmp-client.ts';
 
 const QEMU = 'qemu-system-x86_64';
-const SHIM = fileURLToPath(new URL('./qemu-bql-shim.c', import.meta.url));
+const SHIM = fileURLToPath(new URL('../../src/lab/qemu/bql-shim.c', import.meta.url));
 
 /** Why no pair can run here; empty when it can. */
 export function whyNoPair(): string {
