@@ -153,6 +153,8 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     if (this.#isRetransmission(segment, payload)) {
       this.#context.counts.retransmissions++;
       this.#release(segment);
+      // Its bytes were agreed on; its ACK may have been kept back.
+      this.#armIfWaiting();
       return;
     }
     if (this.held === heldArrays.none) this.held = heldArrays.take();

@@ -395,6 +395,19 @@ describe('PrimaryEngine, input commit (G2)', () => {
     expect(w.commit().map((f) => infoOf(f).ack)).toEqual([CLIENT_ISN + 1_001]);
   });
 
+  it('asks when a retransmission alone carries the ACK that the SVM never sends', () => {
+    const w = new World().protect();
+    w.open();
+    w.secondary(data(0, 'abc'));
+    w.primary(data(0, 'abc'));
+    w.pass(1_000_000);
+    const ack = CLIENT_ISN + 1_001;
+    expect(w.primary(data(0, 'abc', { ack })).map((f) => infoOf(f).ack)).toEqual([CLIENT_ISN + 1]);
+    w.pass(250_000);
+    expect(w.out.requests.at(-1)?.cause).toBe('acknowledgement-behind');
+    expect(w.commit().map((f) => infoOf(f).ack)).toEqual([ack]);
+  });
+
   it('answers a keepalive probe of the client at once', () => {
     const w = new World().protect();
     w.open();
