@@ -12,8 +12,10 @@ import { LOG_LEVELS } from '../observe/levels.ts';
 import type { SimOptions } from '../sim/main.ts';
 import { parseEndpoint } from '../vm/endpoint.ts';
 import { parseNfnetlinkSpec, parsePeerLossSpec, parseVmSpec } from '../vm/spec.ts';
+import { attachCommand, detachCommand } from './args-attach.ts';
 import { isNfnetlinkCtl, nfnetlinkCtlCommand } from './args-nfnetlink.ts';
 import { checked as argument, compareCommand, rewriteCommand } from './args-sockets.ts';
+import type { AttachFlags, DetachFlags } from './attach.ts';
 import type { CompareFlags } from './compare.ts';
 import type { CtlCommand, CtlOptions } from './ctl.ts';
 import type { LabOptions } from './experiments.ts';
@@ -35,6 +37,8 @@ export interface Actions {
   node(role: Role, flags: GivenSettings, configPath: string | undefined): Promise<number>;
   compare(flags: CompareFlags): Promise<number>;
   rewrite(flags: RewriteFlags): Promise<number>;
+  attach(role: Role, flags: AttachFlags): Promise<number>;
+  detach(flags: DetachFlags): Promise<number>;
   ctl(command: CtlCommand, options: CtlOptions): Promise<number>;
   nfnetlink(verbs: readonly NfnetlinkVerb[], options: NfnetlinkCtlOptions): Promise<number>;
   lab(options: LabOptions): Promise<number>;
@@ -75,6 +79,10 @@ export function buildProgram(
   program.addCommand(nodeCommand('secondary', actions, onExit));
   program.addCommand(compareCommand(async (flags) => onExit(await actions.compare(flags))));
   program.addCommand(rewriteCommand(async (flags) => onExit(await actions.rewrite(flags))));
+  program.addCommand(
+    attachCommand(async (role, flags) => onExit(await actions.attach(role, flags))),
+  );
+  program.addCommand(detachCommand(async (flags) => onExit(await actions.detach(flags))));
   program.addCommand(
     isNfnetlinkCtl(args)
       ? nfnetlinkCtlCommand(argument(parseNfnetlinkSpec), async (verbs, options) =>

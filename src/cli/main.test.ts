@@ -26,6 +26,8 @@ async function run(line: string, result: number | Error = 0): Promise<Run> {
     node: action,
     compare: action,
     rewrite: action,
+    attach: action,
+    detach: action,
     ctl: action,
     nfnetlink: action,
     lab: action,
@@ -95,6 +97,33 @@ describe('command line', () => {
         json: true,
       },
     ]);
+  });
+
+  it('reads every flag of attach and detach', async () => {
+    const attach = await run(
+      'attach primary --tap tap0 --bridge br0 --queue 8 --no-bypass --listening --iptables /sbin/iptables-legacy --dry-run -v --json',
+    );
+    const common = { tap: 'tap0', iptables: '/sbin/iptables-legacy', dryRun: true };
+    const flags = { ...common, verbose: true, json: true };
+    expect(attach.given).toEqual([
+      'primary',
+      { ...flags, bridge: 'br0', queue: 8, bypass: false, listening: true },
+    ]);
+    const plain = await run('attach primary --tap tap0 --bridge br0');
+    expect(plain.given).toEqual(['primary', { tap: 'tap0', bridge: 'br0', bypass: true }]);
+    const detach = await run(
+      'detach --tap tap0 --iptables /sbin/iptables-legacy --dry-run --verbose --json',
+    );
+    expect(detach.given).toEqual([flags]);
+  });
+
+  it('wants to know tap and bridge, and a pair of queues that fits', async () => {
+    expect(await run('attach primary --tap tap0')).toMatchObject({ code: 64 });
+    expect(await run('attach primary --bridge br0')).toMatchObject({ code: 64 });
+    expect(await run('detach')).toMatchObject({ code: 64 });
+    const { code, err } = await run('attach primary --tap t --bridge b --queue 65535');
+    expect(code).toBe(64);
+    expect(err).toMatch(/0 to 65534/);
   });
 
   it('wants the three ports of compare', async () => {

@@ -33,6 +33,14 @@ const ACTIONS: Actions = {
     const { runRewrite } = await import('./rewrite.ts');
     return runRewrite(flags);
   },
+  attach: async (role, flags) => {
+    const { runAttach } = await import('./attach.ts');
+    return runAttach(role, flags, PROCESS_IO);
+  },
+  detach: async (flags) => {
+    const { runDetach } = await import('./attach.ts');
+    return runDetach(flags, PROCESS_IO);
+  },
   ctl: async (command, options) => {
     const { runCtl } = await import('./ctl.ts');
     return runCtl(command, options, PROCESS_IO);

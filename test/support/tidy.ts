@@ -45,6 +45,7 @@ export const LAYERS: Readonly<Record<string, LayerRule>> = {
   port: shell([...CORE, 'codec', 'os', 'wire'], PLATFORM),
   link: shell([...CORE, 'codec', 'os'], PLATFORM),
   vm: shell([...CORE, 'codec', 'os'], PLATFORM),
+  attach: shell(CORE, PLATFORM),
   observe: shell([...CORE, 'wire'], [...PLATFORM, 'pino']),
   control: shell(CORE, PLATFORM),
   sim: {

@@ -1,0 +1,57 @@
+/**
+ * The command line of `attach` and `detach`.
+ *
+ * @module
+ */
+import { Argument, Command, Option } from 'commander';
+import { QUEUE_MAX } from '../attach/plan.ts';
+import type { Role } from '../env/messages.ts';
+import { checked } from './args-sockets.ts';
+import type { AttachFlags, DetachFlags } from './attach.ts';
+import { parseCount, parsePath } from './values.ts';
+
+const ATTACH_HELP = `
+The tap stays in its bridge. Rules in the mangle tables of iptables and ip6tables hand its packets to the daemon: what the guest sends
+through queue N, what is sent to it through queue N+1. While no daemon runs they pass (--queue-bypass), or, with --no-bypass,
+they are dropped. A second attach changes nothing; colo-proxy detach takes everything back.
+
+  colo-proxy attach primary --tap tap0 --bridge br0 --queue 64 --dry-run`;
+
+/** `colo-proxy attach`. */
+export function attachCommand(run: (role: Role, flags: AttachFlags) => Promise<void>): Command {
+  const command = new Command('attach')
+    .description("Puts the proxy in a guest's way: links, rules, switches of the bridge")
+    .addArgument(new Argument('<role>', 'of this node').choices(['primary']))
+    .addOption(new Option('--tap <interface>', "the guest's").makeOptionMandatory())
+    .addOption(new Option('--bridge <bridge>', 'that it is in').makeOptionMandatory())
+    .addOption(
+      new Option('--queue <n>', 'first of two queues (default: a free pair)').argParser(
+        checked((text) => parseCount(text, 0, QUEUE_MAX)),
+      ),
+    )
+    .option('--no-bypass', 'drop while no daemon runs, rather than pass')
+    .option('--listening', 'the daemon was started first, and listens on the queues');
+  return addCommon(command)
+    .addHelpText('after', ATTACH_HELP)
+    .action((role: Role, flags: AttachFlags) => run(role, flags));
+}
+
+/** `colo-proxy detach`. */
+export function detachCommand(run: (flags: DetachFlags) => Promise<void>): Command {
+  const command = new Command('detach')
+    .description('Takes back whatever attach has done')
+    .addOption(new Option('--tap <interface>', "the guest's").makeOptionMandatory());
+  return addCommon(command).action((flags: DetachFlags) => run(flags));
+}
+
+function addCommon(command: Command): Command {
+  return command
+    .addOption(
+      new Option('--iptables <program>', "default: the one with rules, or the host's").argParser(
+        checked(parsePath),
+      ),
+    )
+    .option('--dry-run', 'print the commands, and change nothing')
+    .option('-v, --verbose', 'print each command as it is run, on standard error')
+    .option('--json', 'one JSON object at the end, on standard output');
+}

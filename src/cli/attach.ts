@@ -1,0 +1,101 @@
+/**
+ * `colo-proxy attach` and `detach`: plans against the host as it is, prints or carries out.
+ *
+ * @module
+ */
+import { gatherFacts } from '../attach/facts.ts';
+import { planAttach, planDetach } from '../attach/plan.ts';
+import { describeAction, exclusively, runSteps } from '../attach/run.ts';
+import type { AttachPlan, Plan } from '../attach/types.ts';
+import type { Role } from '../env/messages.ts';
+import type { ProgramIo } from './args.ts';
+import { EXIT_OK } from './exit.ts';
+
+/** What both commands have. */
+interface CommonFlags {
+  readonly tap: string;
+  readonly iptables?: string;
+  readonly dryRun?: boolean;
+  readonly verbose?: boolean;
+  readonly json?: boolean;
+}
+
+/** The flags of `attach`. */
+export interface AttachFlags extends CommonFlags {
+  readonly bridge: string;
+  readonly queue?: number;
+  /** `--no-bypass`. */
+  readonly bypass: boolean;
+  readonly listening?: boolean;
+}
+
+export type DetachFlags = CommonFlags;
+
+/** @throws ColoError `COLO_ERR_ATTACH_...` */
+export async function runAttach(role: Role, flags: AttachFlags, io: ProgramIo): Promise<number> {
+  const { tap, bridge, queue, iptables } = flags;
+  const plan = await exclusively(() => {
+    const made = planAttach(
+      {
+        role,
+        tap,
+        bridge,
+        ...(queue !== undefined && { queue }),
+        isBypassing: flags.bypass,
+        isListening: flags.listening === true,
+      },
+      gatherFacts(iptables),
+    );
+    carryOut(made, flags, io);
+    return made;
+  });
+  report(plan, flags, io, { role, bridge, queue: plan.queue }, attachedText(plan, flags));
+  return EXIT_OK;
+}
+
+/** @throws ColoError `COLO_ERR_ATTACH_...` */
+export async function runDetach(flags: DetachFlags, io: ProgramIo): Promise<number> {
+  const { tap, iptables } = flags;
+  const plan = await exclusively(() => {
+    const made = planDetach(tap, gatherFacts(iptables));
+    carryOut(made, flags, io);
+    return made;
+  });
+  const text = plan.steps.length === 0 ? `${tap} is not attached` : `detached ${tap}`;
+  report(plan, flags, io, {}, text);
+  return EXIT_OK;
+}
+
+function carryOut({ steps }: Plan, { dryRun, verbose }: CommonFlags, io: ProgramIo): void {
+  if (dryRun === true) return;
+  runSteps(steps, (action) => {
+    if (verbose === true) io.err(`+ ${describeAction(action)}\n`);
+  });
+}
+
+function attachedText({ steps, queue }: AttachPlan, { tap, bridge }: AttachFlags): string {
+  const word = steps.length === 0 ? 'is attached already' : 'attached';
+  return `${tap} of ${bridge} ${word}: its output is queue ${queue}, what goes to it is queue ${queue + 1}`;
+}
+
+/** With `--dry-run` standard output is a script: everything else in it is a comment. */
+function report(
+  { steps, notes }: Plan,
+  { tap, dryRun = false, json }: CommonFlags,
+  io: ProgramIo,
+  facts: Record<string, unknown>,
+  text: string,
+): void {
+  if (json === true) {
+    const commands = steps.map(({ action, undo }) => ({
+      command: describeAction(action),
+      undo: undo === undefined ? null : describeAction(undo),
+    }));
+    io.out(`${JSON.stringify({ ok: true, tap, ...facts, dryRun, commands, notes })}\n`);
+    return;
+  }
+  for (const note of notes) io.err(`colo-proxy: note: ${note}\n`);
+  if (!dryRun) io.out(`${text}\n`);
+  else if (steps.length === 0) io.out('# nothing is to be done\n');
+  else for (const { action } of steps) io.out(`${describeAction(action)}\n`);
+}
