@@ -142,6 +142,8 @@ export const NOTIFY_INIT_TIMEOUT_US: Micros = 2_000_000;
 export const QMP_LINE_BYTES_MAX = 4 * 1024 * 1024;
 /** A QMP command that is not answered within this time counts as failed: QEMU hangs. */
 export const QMP_COMMAND_TIMEOUT_US: Micros = 2_000_000;
+/** Between two questions whether QEMU is alive; one that is not answered within QMP_COMMAND_TIMEOUT_US: it hangs. */
+export const QMP_LIVENESS_INTERVAL_US: Micros = 500_000;
 /** No greeting within this time: QEMU hangs, or its monitor serves another client. Tried again. */
 export const QMP_GREETING_TIMEOUT_US: Micros = 2_000_000;
 /** Between two attempts to connect: doubles from the first to the second. */

@@ -56,6 +56,24 @@ describe('summarize()', () => {
     expect(run().lines).toContain('  failed: lossy ipv6: hash differs');
   });
 
+  it('counts the two labs apart, and says which guest a failed scenario had', () => {
+    const run_ = (guest: string, ok: boolean) => ({ name: 'steady', family: 'ipv4', guest, ok });
+    add('lab', 0, { ok: true, scenarios: [run_('netns', true)] });
+    add('lab-qemu', 1, { ok: false, scenarios: [run_('qemu', true), run_('qemu', false)] });
+    const { ok, lines } = run();
+    expect(ok).toBe(false);
+    expect(lines).toContain('lab-qemu: 1 passed, 1 failed');
+    expect(lines).toContain('  failed: steady ipv4 qemu: failed');
+    expect(lines.at(-1)).toBe('2 passed, 1 failed');
+  });
+
+  it('fails for a lab that has no report because machines cannot run here', () => {
+    add('lint', 0);
+    add('lab-qemu', 71);
+    expect(run()).toMatchObject({ ok: false });
+    expect(run().lines).toContain('  failed: lab-qemu: exit code 71');
+  });
+
   it('fails for a step that ended badly although its report shows no failure', () => {
     add('test', 124, tests('passed'));
     expect(run()).toMatchObject({ ok: false });

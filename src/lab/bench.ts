@@ -35,6 +35,8 @@ export interface BenchOptions {
 
 /** What the runner needs of a bench, whatever its guests are. */
 export interface LabBench {
+  /** Waits until the guest is protected. `onStep` is told what takes seconds. @throws ColoError */
+  begin(onStep: (text: string) => void): Promise<void>;
   readonly topology: Topology;
   readonly recorder: Recorder;
   readonly primary: Daemon;
@@ -43,7 +45,23 @@ export interface LabBench {
   check(): void;
   /** What else may explain a failure. */
   notes(): string[];
+  /** Paths of logs; some may not have been written. */
+  logs(): string[];
   close(): Promise<void>;
+}
+
+/** Begins with a bench, or takes it down again. @throws ColoError */
+export async function begun<B extends LabBench>(
+  bench: B,
+  onStep: (text: string) => void = () => {},
+): Promise<B> {
+  try {
+    await bench.begin(onStep);
+    return bench;
+  } catch (error) {
+    await bench.close();
+    throw error;
+  }
 }
 
 /** @throws ColoError `COLO_ERR_LAB_SCENARIO` when `condition` does not hold */
@@ -68,18 +86,12 @@ export class Bench implements LabBench {
   readonly #killed = new Set<Daemon>();
 
   /** Builds everything and waits until the guest is protected. @throws ColoError */
-  static async start(options: BenchOptions): Promise<Bench> {
-    const bench = new Bench(options);
-    try {
-      await bench.#begin();
-      return bench;
-    } catch (error) {
-      await bench.close();
-      throw error;
-    }
+  static start(options: BenchOptions): Promise<Bench> {
+    return begun(new Bench(options));
   }
 
-  private constructor(options: BenchOptions) {
+  /** Builds everything; `begin` waits for it. @throws ColoError */
+  constructor(options: BenchOptions) {
     const { directory, family, impairment } = options;
     this.#options = options;
     this.family = family;
@@ -116,7 +128,7 @@ export class Bench implements LabBench {
     return new Daemon({ role: 'secondary', namespace: this.topology.sn, directory, insecureLink });
   }
 
-  async #begin(): Promise<void> {
+  async begin(): Promise<void> {
     const relay = this.#relay;
     await Promise.all([
       this.#clients.ready,
@@ -154,8 +166,8 @@ export class Bench implements LabBench {
     return this.#clients.transfer(request);
   }
 
-  /** Resolves when the transfer with this seed has come to its `tellAtBytes`. */
-  reached(seed: number): Promise<void> {
+  /** Resolves with its client's port when the transfer with this seed has come to its `tellAtBytes`. */
+  reached(seed: number): Promise<number> {
     return this.#clients.reached(seed);
   }
 
@@ -228,6 +240,10 @@ export class Bench implements LabBench {
   notes(): string[] {
     const requests = this.vm.requests.map(({ cause, flow }) => `${cause} ${flow}`.trim());
     return [`checkpoint requests: ${requests.join(', ') || 'none'}`];
+  }
+
+  logs(): string[] {
+    return [this.primary.logPath, this.secondary.logPath];
   }
 
   /** Takes everything down. */

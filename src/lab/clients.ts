@@ -27,12 +27,13 @@ export function forkModule(namespace: Namespace, module: string): ReturnType<Nam
 export class Clients {
   readonly #family: Family;
   readonly #channel: ProcessChannel<ClientRequest, ClientResult>;
-  readonly #reached = new Map<number, () => void>();
+  readonly #reached = new Map<number, (clientPort: number) => void>();
 
   constructor(namespace: Namespace, family: Family) {
     this.#family = family;
     this.#channel = new ProcessChannel(forkModule(namespace, 'client/main'), 'client', (note) => {
-      this.#reached.get((note as { reached: number }).reached)?.();
+      const { reached, clientPort } = note as { reached: number; clientPort: number };
+      this.#reached.get(reached)?.(clientPort);
     });
   }
 
@@ -54,8 +55,8 @@ export class Clients {
     return this.ask({ type: 'transfer', ...request, digest });
   }
 
-  /** Resolves when the transfer with this seed has come to its `tellAtBytes`. */
-  reached(seed: number): Promise<void> {
+  /** Resolves with its client's port when the transfer with this seed has come to its `tellAtBytes`. */
+  reached(seed: number): Promise<number> {
     return new Promise((resolve) => this.#reached.set(seed, resolve));
   }
 

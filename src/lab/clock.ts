@@ -13,3 +13,13 @@ export function monotonicMs(): number {
 export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
+
+/**
+ * How far the wall clock is ahead of `monotonicMs`, in milliseconds, to some microseconds. Waits for the wall
+ * clock's next millisecond: Date.now() is cut to these.
+ */
+export function wallAheadMs(): number {
+  const now = Date.now();
+  while (Date.now() === now);
+  return Date.now() - monotonicMs();
+}

@@ -10,8 +10,9 @@ import { closeSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:f
 import { join } from 'node:path';
 import { ColoError } from '../base/error.ts';
 import { type ControlCall, callControl, followControl } from '../control/client.ts';
-import type { EngineStatus } from '../env/engine.ts';
+import type { EngineStatus, FlowStatus } from '../env/engine.ts';
 import type { NodeState, Role } from '../env/messages.ts';
+import type { VmStatus } from '../env/vm.ts';
 import { monotonicMs, sleep } from './clock.ts';
 import type { Namespace } from './netns.ts';
 import { COLO_PROXY_SCRIPT } from './program.ts';
@@ -23,10 +24,13 @@ const PEER_PORT = 9_000;
 const START_MS_MAX = 15_000;
 const POLL_MS = 10;
 const LOG_TAIL_LINES = 15;
+const FLOWS_MAX = 1_000;
 
 /** The part of `ctl status` that the lab reads. */
 export interface DaemonStatus extends EngineStatus {
   readonly peer: { readonly connected: boolean };
+  /** What the VM driver says of itself. */
+  readonly vm: VmStatus;
 }
 
 /** An event of `ctl events`. */
@@ -34,6 +38,8 @@ export interface DaemonEvent {
   readonly kind: string;
   readonly text: string;
   readonly fields?: Readonly<Record<string, string | number | boolean>>;
+  /** By the node's clock, which begins with its process. */
+  readonly atUs: number;
   /** When the lab heard of it; milliseconds of monotonicMs. */
   readonly heardMs: number;
 }
@@ -109,6 +115,17 @@ export class Daemon {
     for (const listener of this.#listeners) listener();
   }
 
+  /** When an event happened, as `monotonicMs`: at most as late as the quickest event took to be heard of. */
+  timeOf(event: DaemonEvent): number {
+    const offsets = this.events.map(({ heardMs, atUs }) => heardMs - atUs / 1_000);
+    return event.atUs / 1_000 + Math.min(...offsets);
+  }
+
+  /** Connections that the node knows. */
+  async flows(): Promise<readonly FlowStatus[]> {
+    return (await this.control({ command: 'flows', count: FLOWS_MAX })) as FlowStatus[];
+  }
+
   /** One command over the control socket. @throws ColoError when it is refused or the node is gone */
   async control(call: ControlCall): Promise<unknown> {
     const response = await callControl(this.controlPath, call);
@@ -134,10 +151,15 @@ export class Daemon {
     throw this.failure(`${this.role} is not ${state} within ${timeoutMs} ms but ${last}`);
   }
 
-  /** Waits for the first event of a kind from `index` of `events` on. @throws ColoError */
-  async event(kind: string, index: number, timeoutMs: number): Promise<DaemonEvent> {
+  /** Waits for the first event of a kind, and as wanted, from `index` of `events` on. @throws ColoError */
+  async event(
+    kind: string,
+    index: number,
+    timeoutMs: number,
+    isWanted: (event: DaemonEvent) => boolean = () => true,
+  ): Promise<DaemonEvent> {
     const find = (): DaemonEvent | undefined =>
-      this.events.slice(index).find((event) => event.kind === kind);
+      this.events.slice(index).find((event) => event.kind === kind && isWanted(event));
     return new Promise((resolve, reject) => {
       const end = (): void => {
         clearTimeout(timer);

@@ -1,9 +1,9 @@
 /**
- * What is kept of a failed scenario: what passed the client's port of the switch, and the logs of both nodes.
+ * What is kept of a failed scenario: what passed the client's port of the switch, and the logs of nodes and machines.
  *
  * @module
  */
-import { copyFileSync, mkdirSync, mkdtempSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { encodeInterface, encodePacket, encodeSectionHeader } from '../wire/pcapng-writer.ts';
@@ -41,8 +41,8 @@ export function keepEvidence(bench: LabBench, label: string): string {
   const directory = join(keptDirectory, label);
   mkdirSync(directory, { recursive: true });
   writeCapture(join(directory, 'client.pcapng'), 'p-client', bench.recorder.frames());
-  for (const { logPath } of [bench.primary, bench.secondary]) {
-    copyFileSync(logPath, join(directory, basename(logPath)));
+  for (const path of bench.logs()) {
+    if (existsSync(path)) copyFileSync(path, join(directory, basename(path)));
   }
   return directory;
 }

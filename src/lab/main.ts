@@ -6,12 +6,12 @@
 import { ColoError } from '../base/error.ts';
 import { EXIT_OK, EXIT_REFUSED } from '../cli/exit.ts';
 import type { LabOptions } from '../cli/experiments.ts';
-import { Bench, type LabBench } from './bench.ts';
+import { Bench, begun, type LabBench } from './bench.ts';
 import { keepEvidence } from './evidence.ts';
 import { exploreText } from './explore.ts';
 import { guestImage, requireTools } from './qemu/image.ts';
 import { QemuBench } from './qemu/qemu-bench.ts';
-import { QEMU_SCENARIOS } from './qemu/scenarios.ts';
+import { QEMU_SCENARIOS } from './qemu/scenarios/index.ts';
 import { listText, tableText } from './report.ts';
 import { type RunOptions, runScenarios } from './runner.ts';
 import { enterSandbox, runInSandbox, sandboxDirectory } from './sandbox.ts';
@@ -35,13 +35,12 @@ async function runNetnsLab(options: LabOptions): Promise<number> {
   if (options.list === true) return list(scenarios);
   const directory = sandboxDirectory();
   if (directory === undefined) return runInSandbox();
-  const startAnother = (): Promise<Bench> => Bench.start({ directory, family: 4, seed: 0 });
-  return runInside(options, startAnother, {
+  return runInside(options, () => new Bench({ directory, family: 4, seed: 0 }), {
     scenarios,
     guest: 'netns',
     directory,
-    start: ({ impairment }, place, family) =>
-      Bench.start({ directory: place, family, impairment, seed: family }),
+    build: ({ impairment }, place, family) =>
+      new Bench({ directory: place, family, impairment, seed: family }),
   });
 }
 
@@ -51,17 +50,17 @@ async function runQemuLab(options: LabOptions): Promise<number> {
   const directory = sandboxDirectory();
   if (directory === undefined) {
     // Out here, where there is a network.
-    requireTools(options.install === true, say);
-    guestImage(say);
+    const install = options.install === true;
+    requireTools(install, say);
+    guestImage(install, say);
     return runInSandbox();
   }
-  const image = guestImage(say);
-  const startAnother = (): Promise<QemuBench> => QemuBench.start({ directory, family: 4, image });
-  return runInside(options, startAnother, {
+  const image = guestImage(false, say);
+  return runInside(options, () => new QemuBench({ directory, family: 4, image }), {
     scenarios,
     guest: 'qemu',
     directory,
-    start: (_scenario, place, family) => QemuBench.start({ directory: place, family, image }),
+    build: (_scenario, place, family) => new QemuBench({ directory: place, family, image }),
   });
 }
 
@@ -70,15 +69,16 @@ function list<B extends LabBench>(scenarios: readonly Scenario<B>[]): number {
   return EXIT_OK;
 }
 
-/** `startAnother` makes the bench that `--keep` leaves up. */
+/** `buildAnother` makes the bench that `--keep` leaves up. */
 async function runInside<B extends LabBench>(
   options: LabOptions,
-  startAnother: () => Promise<B>,
+  buildAnother: () => B,
   what: Omit<RunOptions<B>, 'say' | 'onFailure'>,
 ): Promise<number> {
   // Everything the lab started ends with it: this is process 1 of its namespace.
   enterSandbox((exitCode) => process.exit(exitCode));
   const keep = options.keep === true;
+  const startAnother = (): Promise<B> => begun(buildAnother(), (text) => say(`${text} ...\n`));
   if (keep && options.scenario === undefined) return stayUp(await startAnother());
   const report = await runScenarios({
     ...what,

@@ -13,8 +13,8 @@ import type { Scenario } from './scenario.ts';
 export interface RunOptions<B extends LabBench> {
   readonly scenarios: readonly Scenario<B>[];
   readonly guest: LabGuest;
-  /** Builds a bench, protected, in a directory of its own. @throws ColoError */
-  readonly start: (scenario: Scenario<B>, directory: string, family: Family) => Promise<B>;
+  /** Builds a bench in a directory of its own. @throws ColoError */
+  readonly build: (scenario: Scenario<B>, directory: string, family: Family) => B;
   readonly directory: string;
   /** Progress for people. */
   readonly say: (text: string) => void;
@@ -50,7 +50,10 @@ async function runOne<B extends LabBench>(
   const seconds = (): number => Math.round(performance.now() - startMs) / 1_000;
   let bench: B | undefined;
   try {
-    bench = await options.start(scenario, join(options.directory, label), family);
+    const onStep = (text: string): void =>
+      options.say(`...    ${title(report.name, report.family)} ${text}\n`);
+    bench = options.build(scenario, join(options.directory, label), family);
+    await bench.begin(onStep);
     const facts = await scenario.run(bench);
     bench.check();
     options.say(`ok     ${title(report.name, report.family)} ${factsLine(facts)}\n`);

@@ -400,6 +400,8 @@ export class SecondaryFlows {
     const list: FlowStatus[] = [];
     for (const flow of this.values()) {
       if (list.length >= countMax) break;
+      // Otherwise it would show numbers from before the last checkpoint.
+      this.#bringUpToDate(flow);
       let heldFrames = 0;
       let heldBytes = 0;
       for (let entry = flow.retainedFirst; entry !== undefined; entry = entry.newerInFlow) {

@@ -340,6 +340,21 @@ describe('QmpVmDriver on the primary: failures', () => {
     await until(() => qemu.commands.includes('x-colo-lost-heartbeat'));
   });
 
+  test('asks for a checkpoint when the node serves alone, and leaves COLO when that fails', async () => {
+    const { qemu, event, requests } = await setUp('primary', { colo: true });
+    // The checkpoint does not come about: the other QEMU is gone.
+    qemu.behaviour.swallow = 1;
+    event('peer-up');
+    event('peer-down');
+    await sleep(20);
+    expect(requests()).toBe(0);
+    event('arbitration', { decision: 'release' });
+    await until(() => requests() === 1);
+    expect(qemu.commands).not.toContain('x-colo-lost-heartbeat');
+    qemu.event('COLO_EXIT', { mode: 'primary', reason: 'error' });
+    await until(() => qemu.commands.includes('x-colo-lost-heartbeat'));
+  });
+
   test('stays in COLO when the node serves alone, unless the guest is stopped', async () => {
     const { qemu, event, state } = await setUp('primary', { colo: true });
     event('arbitration', { decision: 'release' });

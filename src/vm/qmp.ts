@@ -11,11 +11,13 @@
  * - secondary: when the node has taken over, QEMU is told `x-colo-lost-heartbeat`. When somebody else has told it so
  *   (COLO_EXIT or query-colo-status with reason `request`), that is the decision from outside, and the node is asked to take over.
  * - primary: QEMU is told the same when COLO has failed, or hangs in a checkpoint, and this node is the one that serves:
- *   the peer's proxy is alive (and therefore refuses to take over), or the node has decided to serve alone. Otherwise QEMU stays in
- *   COLO while the peer's proxy is away, so that protection comes back with one checkpoint.
+ *   the peer's proxy is alive (and therefore refuses to take over), or the node has decided to serve alone. Once it has, one checkpoint
+ *   is asked for: it fails when the secondary's QEMU is gone. Otherwise QEMU stays in COLO while the peer's proxy is
+ *   away, so that protection comes back with one checkpoint.
  *
  * A QEMU whose monitor refuses connections, after it was lost inside of COLO, is dead, and its guest with it: the node is
- * told so. (A QEMU that hangs accepts them, and one that was shut down has sent SHUTDOWN.)
+ * told so. (A QEMU that hangs accepts them, and one that was shut down has sent SHUTDOWN.) One that hangs does not answer either
+ * (`qmp-liveness.ts`): a secondary's node then resets, so that the primary serves on without it.
  *
  * Measured with QEMU 7.2: COLO_EXIT comes on the secondary 1 to 6 ms after the primary was killed; on the primary
  * nothing comes when the secondary is killed, until the next checkpoint fails.
@@ -29,6 +31,7 @@ import type { VmDriver, VmEvents, VmStatus } from '../env/vm.ts';
 import { type Endpoint, endpointText, isLocal } from './endpoint.ts';
 import { QmpCheckpoints } from './qmp-checkpoints.ts';
 import { QmpClient, type QmpEvent, type QmpResult } from './qmp-client.ts';
+import { QmpLiveness } from './qmp-liveness.ts';
 import { QmpReplica } from './qmp-replica.ts';
 
 export interface QmpVmOptions {
@@ -41,6 +44,8 @@ export interface QmpVmOptions {
   readonly isAlone?: boolean;
   /** @default QMP_COMMAND_TIMEOUT_US */
   readonly commandTimeoutUs?: Micros;
+  /** @default QMP_LIVENESS_INTERVAL_US */
+  readonly livenessIntervalUs?: Micros;
   /** @default QMP_RECONNECT_MIN_US */
   readonly reconnectMinUs?: Micros;
   /** @default QMP_STOP_TIMEOUT_US */
@@ -59,6 +64,7 @@ export class QmpVmDriver implements VmDriver {
   readonly #options: QmpVmOptions;
   readonly #client: QmpClient;
   #checkpoints: QmpCheckpoints | undefined;
+  #liveness: QmpLiveness | undefined;
   readonly #replica = new QmpReplica(() => void this.#commitReplica());
   #events: VmEvents | undefined;
   #state: QmpState = 'disconnected';
@@ -110,6 +116,14 @@ export class QmpVmDriver implements VmDriver {
       stopTimeoutUs: this.#options.stopTimeoutUs,
       resumeTimeoutUs: this.#options.resumeTimeoutUs,
     });
+    this.#liveness = new QmpLiveness({
+      client: this.#client,
+      stretch: () => (this.#isInColo && !this.#isStopped ? this.#stopsAndResumes : undefined),
+      onHung: (reason) => this.#onSilent(reason),
+      onBack: () => this.#report('QEMU answers again', { hung: false }),
+      timeoutUs: this.#options.commandTimeoutUs,
+      intervalUs: this.#options.livenessIntervalUs,
+    });
     this.#client.start();
     return Promise.resolve();
   }
@@ -142,6 +156,8 @@ export class QmpVmDriver implements VmDriver {
       this.#isReleased = true;
       // In the midst of a checkpoint the guest is stopped, and waits for a peer that will not answer.
       if (this.#isBroken || (this.#isInColo && this.#isStopped)) void this.#tellLost(event.text);
+      // Shows whether the other QEMU is gone too: then this one fails in it, and is told to leave COLO.
+      else this.#checkpoints?.request();
     }
   }
 
@@ -152,6 +168,7 @@ export class QmpVmDriver implements VmDriver {
       qemu: this.#version,
       colo: this.#isInColo,
       stopped: this.#isStopped,
+      hung: this.#liveness?.isHung ?? false,
       ...this.#counters,
       ...this.#checkpoints?.counters,
       ...this.#client.counters,
@@ -161,6 +178,7 @@ export class QmpVmDriver implements VmDriver {
   close(): Promise<void> {
     this.#isClosed = true;
     this.#checkpoints?.close();
+    this.#liveness?.close();
     this.#client.close();
     return Promise.resolve();
   }
@@ -203,6 +221,7 @@ export class QmpVmDriver implements VmDriver {
     this.#isInColo = false;
     this.#isBroken = false;
     this.#replica.onOver();
+    this.#liveness?.disconnect();
     this.#checkpoints?.disconnect();
   }
 
@@ -326,6 +345,18 @@ export class QmpVmDriver implements VmDriver {
     // An abort makes the node unprotected as well; without a peer the node has decided, or decides, by itself.
     if (this.#options.role !== 'primary' || isAborted === true || !this.#isPeerUp) return;
     void this.#events?.reset(reason);
+  }
+
+  /**
+   * QEMU hangs. The secondary has no replica then, and says so to its primary, which goes on without it. The primary only
+   * tells: a guest that may run again is for somebody outside to end.
+   */
+  #onSilent(reason: string): void {
+    const text = `QEMU hangs: ${reason}`;
+    this.#report(text, { hung: true });
+    if (this.#options.role === 'secondary' && this.#options.isAlone !== true) {
+      void this.#events?.reset(text);
+    }
   }
 
   /** The guest was stopped for a checkpoint and does not go on. */

@@ -10,6 +10,7 @@ import { type PingRequest, type PingResult, ping } from './ping.ts';
 import { type PulseRequest, type PulseResult, pulse } from './pulse.ts';
 import { type SessionRequest, type SessionResult, Sessions } from './sessions.ts';
 import { type ShortRequest, type ShortResult, shortConnections } from './short.ts';
+import { type TextRequest, type TextResult, text } from './text.ts';
 import { type TokensRequest, type TokensResult, tokens } from './tokens.ts';
 import { type TransferRequest, type TransferResult, transfer } from './transfer.ts';
 
@@ -21,6 +22,7 @@ export interface ClientCalls {
   readonly ping: { readonly request: PingRequest; readonly result: PingResult };
   readonly pulse: { readonly request: PulseRequest; readonly result: PulseResult };
   readonly tokens: { readonly request: TokensRequest; readonly result: TokensResult };
+  readonly text: { readonly request: TextRequest; readonly result: TextResult };
   readonly session: { readonly request: SessionRequest; readonly result: SessionResult };
 }
 
@@ -45,6 +47,8 @@ function carryOut(request: ClientRequest): Promise<ClientResult> {
       return pulse(request);
     case 'tokens':
       return tokens(request);
+    case 'text':
+      return text(request);
     case 'session':
       return sessions.carryOut(request);
   }

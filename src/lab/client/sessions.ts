@@ -21,12 +21,15 @@ export interface SessionRequest {
 }
 
 export interface SessionResult {
+  /** By which the connection is found in a capture. */
+  readonly clientPort: number;
   /** `talk`: from the first byte sent to the last one back. */
   readonly ms: number;
 }
 
 interface Session {
   readonly socket: Socket;
+  readonly clientPort: number;
   readonly talk: (bytes: number) => Promise<void>;
   /** Why it ended; undefined while it lives. */
   ended: string | undefined;
@@ -41,8 +44,9 @@ export class Sessions {
   async carryOut(request: SessionRequest): Promise<SessionResult> {
     const startMs = performance.now();
     if (request.step === 'open') {
-      this.#sessions.set(request.name, await this.#open(request));
-      return { ms: performance.now() - startMs };
+      const session = await this.#open(request);
+      this.#sessions.set(request.name, session);
+      return { clientPort: session.clientPort, ms: performance.now() - startMs };
     }
     const session = this.#sessions.get(request.name);
     if (session === undefined) throw new Error(`no session ${request.name}`);
@@ -52,7 +56,7 @@ export class Sessions {
       this.#sessions.delete(request.name);
       session.socket.end();
     }
-    return { ms: performance.now() - startMs };
+    return { clientPort: session.clientPort, ms: performance.now() - startMs };
   }
 
   async #open(request: SessionRequest): Promise<Session> {
@@ -64,6 +68,7 @@ export class Sessions {
     await readExactly(socket, Buffer.from(GREETING));
     const session: Session = {
       socket,
+      clientPort: socket.localPort!,
       ended: undefined,
       // What the guest opened speaks HTTP, what we opened echoes.
       talk: (bytes) => (byGuest ? talkHttp(socket) : echo(socket, bytes)),

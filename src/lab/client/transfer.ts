@@ -25,13 +25,15 @@ export interface TransferRequest {
   readonly openedBy: 'client' | 'guest';
   /** Port of the client that the guest connects to; only when the guest opens. */
   readonly port?: number;
-  /** When so many bytes have gone a note `{ reached: seed }` is sent; 0: never. */
+  /** When so many bytes have gone a note `{ reached: seed, clientPort }` is sent; 0: never. */
   readonly tellAtBytes: number;
   /** Not faster than this; 0: as fast as it goes. */
   readonly bytesPerSecondMax: number;
 }
 
 export interface TransferResult {
+  /** By which the connection is found in a capture. */
+  readonly clientPort: number;
   readonly bytes: number;
   readonly sha256Ok: boolean;
   /** Offset of the first wrong byte; -1: none. */
@@ -67,6 +69,7 @@ export async function transfer(request: TransferRequest): Promise<TransferResult
 /** Watches how a transfer goes on. */
 class Progress {
   readonly #request: TransferRequest;
+  readonly #clientPort: number;
   readonly #startMs = monotonicMs();
   readonly #waits = new Waits(this.#startMs);
   readonly #timer: NodeJS.Timeout;
@@ -74,6 +77,7 @@ class Progress {
 
   constructor(request: TransferRequest, socket: Socket) {
     this.#request = request;
+    this.#clientPort = socket.localPort!;
     this.#timer = setInterval(() => {
       if (monotonicMs() - this.#waits.lastMs > STALL_MS) socket.destroy(new Error('stalled'));
     }, 1_000);
@@ -84,7 +88,7 @@ class Progress {
     const { tellAtBytes, seed } = this.#request;
     if (tellAtBytes > 0 && bytes >= tellAtBytes && !this.#told) {
       this.#told = true;
-      note({ reached: seed });
+      note({ reached: seed, clientPort: this.#clientPort });
     }
   }
 
@@ -98,7 +102,15 @@ class Progress {
   result(bytes: number, wrongAt: number, sha256Ok: boolean): TransferResult {
     const seconds = (monotonicMs() - this.#startMs) / 1_000;
     const { longestMs: pauseMs } = this.#waits;
-    return { bytes, sha256Ok, wrongAt, pauseMs, waits: this.#waits.list(), seconds };
+    return {
+      clientPort: this.#clientPort,
+      bytes,
+      sha256Ok,
+      wrongAt,
+      pauseMs,
+      waits: this.#waits.list(),
+      seconds,
+    };
   }
 
   stop(): void {

@@ -2,11 +2,13 @@
  * The guest of `colo-proxy lab --guest qemu`: process 1 of a machine that has nothing else. Loads the network card's
  * driver, takes the guest's addresses, and serves what the lab's clients ask for:
  *
- *   TCP 80   HTTP/1.1: GET /bytes/N?seed=S, GET /random, PUT /upload (answers a chain digest and the length)
+ *   TCP 80   HTTP/1.1: GET /bytes/N?seed=S, GET /random, PUT /upload (answers a chain digest and the length), GET /memory,
+ *            GET /written
  *   TCP 7    echo; UDP 7 too
  *   TCP 13   greets, then echoes
  *
- * Content and digest are those of src/lab/content.ts. What is answered depends on the request alone, except for /random.
+ * Content and digest are those of src/lab/content.ts. What is answered depends on the request alone, except for /random,
+ * whose answers are written to the console too, and /written.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -152,6 +154,45 @@ static const uint8_t *pattern_of(uint64_t seed)
     return patterns[at].bytes;
 }
 
+/* ---------------------------------------------------------------- memory that each guest writes in its own way */
+
+/*
+ * Pages that are written all the time with what only this guest knows, and a table of what each must hold: after a
+ * checkpoint that has not copied every page, page and table contradict each other.
+ */
+#define MEMORY_PAGES 2048
+#define MEMORY_WORDS 512
+#define WRITTEN_PAGES_EACH 8
+#define WRITE_INTERVAL_MS 20
+
+static uint64_t memory[MEMORY_PAGES][MEMORY_WORDS], memory_seeds[MEMORY_PAGES];
+static uint64_t memory_written;
+
+static uint64_t next_word(uint64_t word) { return word * 6364136223846793005u + 1442695040888963407u; }
+
+static void write_memory(void)
+{
+    for (int i = 0; i < WRITTEN_PAGES_EACH; i++) {
+        int page = memory_written++ % MEMORY_PAGES;
+        uint64_t word = memory_seeds[page] = memory_seeds[page] * 31 + __builtin_ia32_rdtsc();
+        for (int j = 0; j < MEMORY_WORDS; j++)
+            memory[page][j] = word = next_word(word);
+    }
+}
+
+static int wrong_pages(void)
+{
+    int wrong = 0;
+    for (int page = 0; page < MEMORY_PAGES; page++) {
+        uint64_t word = memory_seeds[page];
+        int j = 0;
+        while (j < MEMORY_WORDS && memory[page][j] == (word = next_word(word)))
+            j++;
+        wrong += j < MEMORY_WORDS;
+    }
+    return wrong;
+}
+
 /* ---------------------------------------------------------------- connections */
 
 enum service { HTTP, ECHO, GREETER };
@@ -254,7 +295,16 @@ static void respond_random(struct connection *c)
     sha256_end(&s, digest);
     to_hex(digest, 16, text);
     text[32] = '\n';
+    printf("guest: token %.32s\n", text);
+    fflush(stdout);
     respond(c, "200 OK", text, 33);
+}
+
+static void respond_number(struct connection *c, const char *format, unsigned long long number)
+{
+    char text[64];
+    int count = snprintf(text, sizeof text, format, number);
+    respond(c, "200 OK", text, count);
 }
 
 static void on_request(struct connection *c, char *head)
@@ -280,6 +330,10 @@ static void on_request(struct connection *c, char *head)
         respond(c, "200 OK", NULL, c->content_left);
     } else if (strcmp(target, "/random") == 0) {
         respond_random(c);
+    } else if (strcmp(target, "/memory") == 0) {
+        respond_number(c, "%llu wrong pages\n", wrong_pages());
+    } else if (strcmp(target, "/written") == 0) {
+        respond_number(c, "%llu pages written\n", memory_written);
     } else {
         respond(c, "404 Not Found", NULL, 0);
     }
@@ -498,6 +552,13 @@ static int open_socket(int type, int port)
     return fd;
 }
 
+static uint64_t now_ms(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec * 1000ull + time.tv_nsec / 1000000;
+}
+
 int main(void)
 {
     mkdir("/proc", 0755);
@@ -512,6 +573,9 @@ int main(void)
     int listeners[3] = {open_socket(SOCK_STREAM, 80), open_socket(SOCK_STREAM, 7),
                         open_socket(SOCK_STREAM, 13)};
     int udp = open_socket(SOCK_DGRAM, 7);
+    for (int i = 0; i < MEMORY_PAGES / WRITTEN_PAGES_EACH; i++)
+        write_memory();
+    uint64_t next_write_ms = 0;
     printf("guest: ready\n");
     fflush(stdout);
     for (;;) {
@@ -528,8 +592,12 @@ int main(void)
                 events |= POLLIN;
             polled[4 + i] = (struct pollfd){.fd = c->fd, .events = events};
         }
-        if (poll(polled, 4 + count, -1) < 0)
+        if (poll(polled, 4 + count, WRITE_INTERVAL_MS) < 0)
             continue;
+        if (now_ms() >= next_write_ms) {
+            next_write_ms = now_ms() + WRITE_INTERVAL_MS;
+            write_memory();
+        }
         for (int i = count - 1; i >= 0; i--) {
             struct connection *c = connections[i];
             int events = polled[4 + i].revents, alive = 1;

@@ -29,7 +29,8 @@ const QEMU_SERIES = '7.2.';
 /** Debian packages with everything that is needed but the kernel, which is only unpacked. */
 const PACKAGES = ['qemu-system-x86', 'gcc', 'libc6-dev', 'iproute2', 'util-linux'] as const;
 const KERNEL_PACKAGE = 'linux-image-cloud-amd64';
-const INSTALL_COMMAND = `apt-get update && apt-get install -y --no-install-recommends ${PACKAGES.join(' ')}`;
+const LISTS_COMMAND = 'apt-get update';
+const INSTALL_COMMAND = `${LISTS_COMMAND} && apt-get install -y --no-install-recommends ${PACKAGES.join(' ')}`;
 
 /** The sources lie beside this file; when it is the built one, in `src` all the same. */
 const SOURCES = fileURLToPath(new URL('../../../src/lab/qemu/', import.meta.url));
@@ -58,28 +59,28 @@ function run(program: string, args: readonly string[], cwd?: string): SpawnSyncR
   return spawnSync(program, args, { encoding: 'utf8', ...(cwd === undefined ? {} : { cwd }) });
 }
 
-/** Runs a tool that must succeed. @throws ColoError `COLO_ERR_LAB_IMAGE` with what it said */
-function must(program: string, args: readonly string[], cwd?: string): string {
+/** Runs a tool that must succeed. @throws ColoError `COLO_ERR_LAB_IMAGE` with what it said, and `hint` */
+function must(program: string, args: readonly string[], cwd?: string, hint = ''): string {
   const { error, status, stdout, stderr } = run(program, args, cwd);
   if (error === undefined && status === 0) return stdout;
   const said = error?.message ?? stderr.trim().split('\n').slice(-3).join(' ');
-  throw new ColoError(
-    'COLO_ERR_LAB_IMAGE',
-    `${program} ${args.slice(0, 4).join(' ')} failed: ${said}`,
-  );
+  const text = `${program} ${args.slice(0, 4).join(' ')} failed: ${said}${hint}`;
+  throw new ColoError('COLO_ERR_LAB_IMAGE', text);
 }
 
 /** What this machine lacks for virtual machines, in words; empty when it has all. */
 export function whatIsMissing(): string[] {
+  if (process.arch !== 'x64') return [`an x86-64 machine (this one: ${process.arch})`];
   const missing: string[] = [];
   const { stdout, error } = run(QEMU, ['--version']);
   if (error !== undefined) missing.push(QEMU);
   else if (!stdout.includes(`version ${QEMU_SERIES}`)) {
-    missing.push(`QEMU ${QEMU_SERIES}x (found: ${stdout.split('\n', 1)[0]})`);
+    const found = stdout.split('\n', 1)[0];
+    missing.push(`QEMU ${QEMU_SERIES}x, as Debian 12 has it (found: ${found})`);
   }
   if (run('gcc', ['--version']).error !== undefined) missing.push('gcc');
   for (const tool of ['apt-get', 'dpkg-deb']) {
-    if (run(tool, ['--version']).error !== undefined) missing.push(`${tool} (Debian's)`);
+    if (run(tool, ['--version']).error !== undefined) missing.push(`${tool} of Debian`);
   }
   return missing;
 }
@@ -91,24 +92,31 @@ export function whatIsMissing(): string[] {
  */
 export function requireTools(install: boolean, say: (text: string) => void): void {
   if (whatIsMissing().length === 0) return;
-  if (install) {
-    say(`${INSTALL_COMMAND}\n`);
-    const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
-    const { status } = spawnSync('sh', ['-c', INSTALL_COMMAND], { stdio: ['ignore', 2, 2], env });
-    if (status !== 0) throw new ColoError('COLO_ERR_LAB_MISSING', 'Installing failed; see above');
-  }
+  if (install) runInstall(INSTALL_COMMAND, say);
   const missing = whatIsMissing();
   if (missing.length === 0) return;
-  const text = `The virtual machines need ${missing.join(', ')}; as root: ${INSTALL_COMMAND} (or lab --guest qemu --install)`;
+  const way = install ? '' : `; as root: ${INSTALL_COMMAND} (lab --guest qemu --install runs it)`;
+  const text = `The virtual machines need ${missing.join(', ')}${way}`;
   throw new ColoError('COLO_ERR_LAB_MISSING', text);
 }
 
+function runInstall(command: string, say: (text: string) => void): void {
+  say(`${command}\n`);
+  const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' };
+  // Standard output is the report's.
+  const { status, error } = spawnSync('sh', ['-c', command], { stdio: ['ignore', 2, 2], env });
+  if (status === 0) return;
+  const why = error?.message ?? (process.getuid?.() === 0 ? 'see above' : 'it needs root');
+  throw new ColoError('COLO_ERR_LAB_MISSING', `Installing failed: ${why}`);
+}
+
 /**
- * The image, from the cache or built anew. The first time a kernel of some 30 MB is fetched.
+ * The image, from the cache or built anew. The first time a kernel of some 30 MB is fetched; with `install` after
+ * the package lists, where these are missing.
  *
  * @throws ColoError
  */
-export function guestImage(say: (text: string) => void): GuestImage {
+export function guestImage(install: boolean, say: (text: string) => void): GuestImage {
   const sources = ['guest.c', 'bql-shim.c'].map((name) => readFileSync(join(SOURCES, name)));
   const hash = createHash('sha256').update(MODULES.join(' '));
   for (const source of sources) hash.update(source);
@@ -124,7 +132,7 @@ export function guestImage(say: (text: string) => void): GuestImage {
   const work = mkdtempSync(join(cache, 'building-'));
   try {
     say(`building the guest's image in ${directory} ...\n`);
-    build(work);
+    build(work, install, say);
     // Two labs may build at the same time: the first one's stays.
     if (!existsSync(directory)) renameSync(work, directory);
   } finally {
@@ -133,16 +141,15 @@ export function guestImage(say: (text: string) => void): GuestImage {
   return image;
 }
 
-function build(work: string): void {
-  const unpacked = unpackKernel(work);
+function build(work: string, install: boolean, say: (text: string) => void): void {
+  const unpacked = unpackKernel(work, install, say);
   const boot = join(unpacked, 'boot');
   const kernel = readdirSync(boot).find((name) => name.startsWith('vmlinuz-'));
   if (kernel === undefined) {
     throw new ColoError('COLO_ERR_LAB_IMAGE', 'The kernel package has no boot/vmlinuz');
   }
-  must('gcc', ['-O2', '-static', '-o', join(work, 'init'), join(SOURCES, 'guest.c')]);
-  const shim = join(work, 'bql-shim.so');
-  must('gcc', ['-O2', '-shared', '-fPIC', '-o', shim, join(SOURCES, 'bql-shim.c'), '-ldl']);
+  compile(['-static', '-o', join(work, 'init'), join(SOURCES, 'guest.c')]);
+  buildShim(join(work, 'bql-shim.so'));
   const modules = findModules(join(unpacked, 'lib/modules'));
   const archive = writeArchive([
     { name: 'init', bytes: readFileSync(join(work, 'init')), executable: true },
@@ -156,12 +163,27 @@ function build(work: string): void {
   rmSync(unpacked, { recursive: true });
 }
 
+function compile(args: readonly string[]): void {
+  must('gcc', ['-O2', ...args], undefined, `; as root: ${INSTALL_COMMAND}`);
+}
+
+/** Makes the library of bql-shim.c. @throws ColoError */
+export function buildShim(path: string): void {
+  compile(['-shared', '-fPIC', '-o', path, join(SOURCES, 'bql-shim.c'), '-ldl']);
+}
+
+/** The package that the kernel is in; undefined when the package lists do not have it. */
+function kernelPackage(): string | undefined {
+  const { stdout } = run('apt-cache', ['depends', KERNEL_PACKAGE]);
+  return /Depends: (linux-image-\S+)/.exec(stdout ?? '')?.[1];
+}
+
 /** Fetches the kernel's package and unpacks it; nothing is installed. */
-function unpackKernel(work: string): string {
-  const depends = must('apt-cache', ['depends', KERNEL_PACKAGE]);
-  const name = /Depends: (linux-image-\S+)/.exec(depends)?.[1];
+function unpackKernel(work: string, install: boolean, say: (text: string) => void): string {
+  if (install && kernelPackage() === undefined) runInstall(LISTS_COMMAND, say);
+  const name = kernelPackage();
   if (name === undefined) {
-    const text = `Debian's package lists have no ${KERNEL_PACKAGE}; as root: apt-get update`;
+    const text = `Debian's package lists have no ${KERNEL_PACKAGE}; as root: ${LISTS_COMMAND}`;
     throw new ColoError('COLO_ERR_LAB_IMAGE', text);
   }
   must('apt-get', ['download', '-q', name], work);

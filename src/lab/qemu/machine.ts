@@ -7,7 +7,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { ColoError } from '../../base/error.ts';
-import { QmpClient } from '../../vm/qmp-client.ts';
+import { QmpClient, type QmpEvent } from '../../vm/qmp-client.ts';
 import { monotonicMs, sleep } from '../clock.ts';
 import { GUEST_MAC } from '../topology.ts';
 import { type GuestImage, QEMU } from './image.ts';
@@ -17,6 +17,8 @@ const START_MS_MAX = 30_000;
 /** TCG on a busy machine; 3 to 5 s on an idle one. */
 const BOOT_MS_MAX = 60_000;
 const POLL_MS = 10;
+/** Characters of the console's end that an error tells. */
+const CONSOLE_TOLD = 500;
 /** Checkpoints are made only when they are asked for. */
 const CHECKPOINT_DELAY_MS = 60_000;
 const BANDWIDTH = 2 ** 32;
@@ -28,7 +30,7 @@ export interface MachineOptions {
   readonly image: GuestImage;
   /** Unix socket of the network card, on which the node listens already. */
   readonly nicPath: string;
-  readonly onEvent: (name: string, atMs: number) => void;
+  readonly onEvent: (event: QmpEvent) => void;
 }
 
 /** Where a node's driver finds the monitor of a machine. */
@@ -55,7 +57,9 @@ export function machineArguments(image: GuestImage, nicPath: string): string[] {
 
 export class Machine {
   readonly name: 'pvm' | 'svm';
+  /** The guest's console. */
   readonly serialPath: string;
+  readonly #logPath: string;
   readonly #process: ChildProcess;
   readonly #monitor: QmpClient;
 
@@ -69,7 +73,8 @@ export class Machine {
       words.push('-qmp', `unix:${path},server=on,wait=off`);
     }
     if (name === 'svm') words.push('-incoming', 'defer');
-    const log = openSync(join(directory, `${name}.log`), 'a');
+    this.#logPath = join(directory, `${name}.log`);
+    const log = openSync(this.#logPath, 'a');
     this.#process = spawn(QEMU, words, {
       stdio: ['ignore', log, log],
       env: { ...process.env, LD_PRELOAD: image.shim },
@@ -80,7 +85,7 @@ export class Machine {
       handlers: {
         onUp: () => undefined,
         onDown: () => undefined,
-        onEvent: (event) => onEvent(event.name, monotonicMs()),
+        onEvent,
       },
     });
     this.#monitor.start();
@@ -88,14 +93,24 @@ export class Machine {
 
   /** Waits until the monitor answers. @throws ColoError */
   async started(): Promise<void> {
-    await this.#until('answers', START_MS_MAX, () => this.#monitor.up);
+    await this.#until('answers its monitor', START_MS_MAX, () => this.#monitor.up);
   }
 
   /** Waits until the guest serves. @throws ColoError */
   async booted(): Promise<void> {
-    const said = (): string =>
-      existsSync(this.serialPath) ? readFileSync(this.serialPath, 'latin1') : '';
-    await this.#until('has booted', BOOT_MS_MAX, () => said().includes('guest: ready'));
+    await this.#until('has booted', BOOT_MS_MAX, () => this.#console().includes('guest: ready'));
+  }
+
+  /** What the guest has answered to `GET /random`, in order. */
+  tokens(): string[] {
+    return Array.from(
+      this.#console().matchAll(/guest: token ([0-9a-f]{32})/g),
+      ([, token]) => token!,
+    );
+  }
+
+  #console(): string {
+    return existsSync(this.serialPath) ? readFileSync(this.serialPath, 'latin1') : '';
   }
 
   /** @throws ColoError when QEMU refuses */
@@ -130,8 +145,13 @@ export class Machine {
   async #until(what: string, timeoutMs: number, condition: () => boolean): Promise<void> {
     const endMs = monotonicMs() + timeoutMs;
     while (!condition()) {
-      if (this.#process.exitCode !== null || monotonicMs() > endMs) {
-        const text = `QEMU of the ${this.name.toUpperCase()}: not in ${timeoutMs} ms: ${what}`;
+      const { exitCode, signalCode } = this.#process;
+      const end = signalCode ?? exitCode;
+      if (end !== null || monotonicMs() > endMs) {
+        const why = end === null ? `not within ${timeoutMs} ms` : `QEMU has ended: ${end}`;
+        const said =
+          readFileSync(this.#logPath, 'utf8').trim() + this.#console().slice(-CONSOLE_TOLD);
+        const text = `The ${this.name.toUpperCase()} ${what}: ${why}${said === '' ? '' : `\n    ${said}`}`;
         throw new ColoError('COLO_ERR_LAB_QEMU', text);
       }
       await sleep(POLL_MS);

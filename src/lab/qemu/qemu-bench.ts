@@ -12,7 +12,7 @@ import { Recorder, SilenceWatch } from '../capture.ts';
 import type { ClientCalls } from '../client/main.ts';
 import type { TransferRequest, TransferResult } from '../client/transfer.ts';
 import { Clients, type Family } from '../clients.ts';
-import { monotonicMs, sleep } from '../clock.ts';
+import { monotonicMs, sleep, wallAheadMs } from '../clock.ts';
 import { Daemon } from '../daemons.ts';
 import { buildTopology, closeTopology, type Topology } from '../topology.ts';
 import type { GuestImage } from './image.ts';
@@ -27,6 +27,8 @@ const POLL_MS = 5;
 export interface MachineEvent {
   readonly machine: 'pvm' | 'svm';
   readonly name: string;
+  readonly data: Readonly<Record<string, unknown>>;
+  /** By QEMU's own stamp, as `monotonicMs`. */
   readonly atMs: number;
 }
 
@@ -49,19 +51,8 @@ export class QemuBench implements LabBench {
   #pvm: Machine | undefined;
   #svm: Machine | undefined;
 
-  /** Builds everything and waits until the guest is protected. @throws ColoError */
-  static async start(options: QemuBenchOptions): Promise<QemuBench> {
-    const bench = new QemuBench(options);
-    try {
-      await bench.#begin();
-      return bench;
-    } catch (error) {
-      await bench.close();
-      throw error;
-    }
-  }
-
-  private constructor(options: QemuBenchOptions) {
+  /** Builds everything but the machines; `begin` boots these. @throws ColoError */
+  constructor(options: QemuBenchOptions) {
     const { directory, family } = options;
     this.#options = options;
     mkdirSync(directory, { recursive: true });
@@ -99,21 +90,26 @@ export class QemuBench implements LabBench {
 
   #newMachine(name: 'pvm' | 'svm'): Machine {
     const { directory, image } = this.#options;
+    const aheadMs = wallAheadMs();
     return new Machine({
       name,
       directory,
       image,
       nicPath: this.#nicPath(name),
-      onEvent: (event, atMs) => this.events.push({ machine: name, name: event, atMs }),
+      onEvent: (event) => {
+        const atMs = event.atUs / 1_000 - aheadMs;
+        this.events.push({ machine: name, name: event.name, data: event.data, atMs });
+      },
     });
   }
 
-  async #begin(): Promise<void> {
+  async begin(onStep: (text: string) => void): Promise<void> {
     await Promise.all([this.#clients.ready, this.primary.started(), this.secondary.started()]);
     // A card connects once, when its machine starts.
     for (const machine of ['pvm', 'svm'] as const) {
       expect(existsSync(this.#nicPath(machine)), `no socket for the card of the ${machine}`);
     }
+    onStep('booting two machines');
     this.#pvm = this.#newMachine('pvm');
     this.#svm = this.#newMachine('svm');
     await Promise.all([this.pvm.started(), this.svm.started()]);
@@ -122,9 +118,11 @@ export class QemuBench implements LabBench {
       throw this.primary.failure('The client does not reach the guest');
     }
     await this.primary.reaches('syncing', READY_MS_MAX);
+    onStep('copying the first state (COLO starts)');
     await startColo(this.pvm, this.svm, this.#options.directory);
     await this.primary.reaches('protected', READY_MS_MAX);
     await this.secondary.reaches('protected', READY_MS_MAX);
+    onStep('protected');
   }
 
   /** Has the clients do something with the guest, over this bench's IP version. */
@@ -139,8 +137,8 @@ export class QemuBench implements LabBench {
     return this.#clients.transfer(request);
   }
 
-  /** Resolves when the transfer with this seed has come to its `tellAtBytes`. */
-  reached(seed: number): Promise<void> {
+  /** Resolves with its client's port when the transfer with this seed has come to its `tellAtBytes`. */
+  reached(seed: number): Promise<number> {
     return this.#clients.reached(seed);
   }
 
@@ -220,6 +218,15 @@ export class QemuBench implements LabBench {
       return `${machine} ${name} ${Math.round(atMs - start)}`;
     });
     return [`last events of QEMU: ${events.join(', ')}`];
+  }
+
+  logs(): string[] {
+    const machines = ['pvm', 'svm'].flatMap((name) => [`${name}.serial`, `${name}.log`]);
+    return [
+      this.primary.logPath,
+      this.secondary.logPath,
+      ...machines.map((name) => join(this.#options.directory, name)),
+    ];
   }
 
   async close(): Promise<void> {

@@ -1,0 +1,108 @@
+/**
+ * Checkpoint after checkpoint under load of every kind; then the survivor has to serve from the memory that they have copied.
+ *
+ * @module
+ */
+import { expect } from '../../bench.ts';
+import { sleep } from '../../clock.ts';
+import { type Facts, type Scenario, tenth } from '../../scenario.ts';
+import type { QemuBench } from '../qemu-bench.ts';
+import { checkMemory, checkShort, checkTransfer, MIB, quantile } from './checks.ts';
+
+const CHECKPOINTS = 200;
+const BETWEEN_MS = 20;
+const SESSION = 'soak';
+const SEEDS = [1, 2, 3, 4];
+/** The guest has written each of its 2048 pages, 8 each 20 ms, more than once. */
+const WRITTEN_PAGES_MIN = 2 * 2_048;
+
+/** Each of these goes on until `isOver` says so. The first that fails ends the scenario. */
+function load(bench: QemuBench, isOver: () => boolean): Promise<unknown> {
+  const repeat = async (work: (round: number) => Promise<unknown>): Promise<void> => {
+    for (let round = 0; !isOver(); round++) await work(round);
+  };
+  return Promise.all([
+    repeat(() => checkShort(bench, 5, 2)),
+    repeat(async (round) => {
+      const seed = SEEDS[round % SEEDS.length]!;
+      await checkTransfer(bench, 'download', MIB / 4, seed);
+      await checkTransfer(bench, 'upload', MIB / 4, seed);
+    }),
+    // One connection that lives through all of it.
+    repeat(async () => {
+      await bench.client({ type: 'session', step: 'talk', name: SESSION, bytes: 2_000 });
+      await sleep(BETWEEN_MS);
+    }),
+    repeat(async () => {
+      const udp = { type: 'datagrams', count: 5, bytes: 200, timeoutMs: 5_000 } as const;
+      const { answered, wrong } = await bench.client(udp);
+      expect(answered === 5 && wrong === 0, `UDP: ${answered} of 5 answered, ${wrong} wrong`);
+    }),
+    // Answers that differ ask for checkpoints by themselves, many of them in the midst of one.
+    repeat(async () => {
+      await bench.client({ type: 'tokens', count: 2, intervalMs: 100 });
+      await checkMemory(bench);
+    }),
+  ]);
+}
+
+/** Milliseconds from each STOP of the PVM to its RESUME. */
+function pauses(bench: QemuBench, fromMs: number): number[] {
+  const list: number[] = [];
+  let stopMs: number | undefined;
+  for (const { machine, name, atMs } of bench.events) {
+    if (machine !== 'pvm' || atMs < fromMs) continue;
+    if (name === 'STOP') stopMs = atMs;
+    if (name === 'RESUME' && stopMs !== undefined) {
+      list.push(atMs - stopMs);
+      stopMs = undefined;
+    }
+  }
+  return list;
+}
+
+async function run(bench: QemuBench): Promise<Facts> {
+  const before = await bench.committed();
+  await bench.client({ type: 'session', step: 'open', name: SESSION, openedBy: 'client' });
+  let isOver = false;
+  const work = load(bench, () => isOver);
+  const startMs = bench.events.at(-1)?.atMs ?? 0;
+  const soak = async (): Promise<void> => {
+    while ((await bench.committed()) - before < CHECKPOINTS) {
+      await bench.checkpoint();
+      await sleep(BETWEEN_MS);
+    }
+  };
+  try {
+    await Promise.race([soak(), work]);
+  } finally {
+    isOver = true;
+  }
+  await work;
+  const { checkpoints, vm } = await bench.primary.status();
+  await bench.killPrimaryNode();
+  await bench.failover();
+  await bench.client({ type: 'session', step: 'talk', name: SESSION, bytes: 20_000 });
+  for (const seed of SEEDS) await checkTransfer(bench, 'download', MIB / 4, seed);
+  await checkMemory(bench);
+  const { text } = await bench.client({ type: 'text', path: '/written' });
+  const written = Number.parseInt(text, 10);
+  expect(written >= WRITTEN_PAGES_MIN, `the guest has ${text} only: too few to show anything`);
+  const stopped = pauses(bench, startMs);
+  return {
+    checkpoints: checkpoints.committed - before,
+    requestedByNode: Number(vm['requestsSent']),
+    stoppedP50Ms: tenth(quantile(stopped, 0.5)),
+    stoppedP95Ms: tenth(quantile(stopped, 0.95)),
+    stoppedMaxMs: tenth(Math.max(...stopped)),
+    writtenPages: written,
+    sha256Ok: true,
+  };
+}
+
+export const soak: Scenario<QemuBench> = {
+  name: 'qemu-soak',
+  text: `${CHECKPOINTS} checkpoints under load, then the survivor serves`,
+  families: [4],
+  run,
+};
