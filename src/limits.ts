@@ -138,6 +138,9 @@ export const NETLINK_OWNER_PROBE_US: Micros = 200_000;
 /** A notify client that has not introduced itself within this time is disconnected (libxl does so at once). */
 export const NOTIFY_INIT_TIMEOUT_US: Micros = 2_000_000;
 
+/** A frame stream over TCP whose other host is silent for so long is given up. Seconds: what the kernel counts its probes in. */
+export const STREAM_DEAD_SECONDS = 6;
+
 /** One line of QMP; the longest answer, query-qmp-schema, has about 200 KB. Longer ones are skipped. */
 export const QMP_LINE_BYTES_MAX = 4 * 1024 * 1024;
 /** A QMP command that is not answered within this time counts as failed: QEMU hangs. */

@@ -24,6 +24,10 @@ export const IPPROTO_RAW = 255;
 export const SO_REUSEADDR = 2;
 export const IPV6_V6ONLY = 26;
 export const TCP_NODELAY = 1;
+export const TCP_KEEPIDLE = 4;
+export const TCP_KEEPINTVL = 5;
+export const TCP_KEEPCNT = 6;
+export const TCP_USER_TIMEOUT = 18;
 /** Unsent bytes above which a socket is not writable. */
 export const TCP_NOTSENT_LOWAT = 25;
 

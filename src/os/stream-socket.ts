@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { STREAM_DEAD_SECONDS } from '../limits.ts';
 import { AF_UNIX, SO_ERROR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOL_SOCKET } from './constants.ts';
 import {
   accept4,
@@ -24,7 +25,11 @@ import {
   SO_REUSEADDR,
   SOCK_STREAM,
   type SocketAddress,
+  TCP_KEEPCNT,
+  TCP_KEEPIDLE,
+  TCP_KEEPINTVL,
   TCP_NODELAY,
+  TCP_USER_TIMEOUT,
 } from './socket-calls.ts';
 
 /** Where a stream socket is bound or connected. */
@@ -36,6 +41,8 @@ export type StreamAddress =
 export const UNIX_PATH_BYTES_MAX = 107;
 
 const SO_KEEPALIVE = 9;
+/** One a second, after the rest of STREAM_DEAD_SECONDS. */
+const KEEPALIVE_PROBES = 3;
 const BACKLOG = 16;
 
 /**
@@ -92,11 +99,18 @@ function openStream(address: StreamAddress): number {
   return fd;
 }
 
-/** A dead TCP peer is noticed although nothing is sent for hours; small frames do not wait for others. */
+/**
+ * A TCP peer whose host is gone is noticed within STREAM_DEAD_SECONDS, whether something is sent or not: a listener that serves
+ * one at a time could not take the next one otherwise. Small frames do not wait for others.
+ */
 function prepare(fd: number, kind: StreamAddress['kind']): void {
   if (kind === 'unix') return;
   setInt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
   setInt(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+  setInt(fd, IPPROTO_TCP, TCP_KEEPIDLE, STREAM_DEAD_SECONDS - KEEPALIVE_PROBES);
+  setInt(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1);
+  setInt(fd, IPPROTO_TCP, TCP_KEEPCNT, KEEPALIVE_PROBES);
+  setInt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, STREAM_DEAD_SECONDS * 1_000);
 }
 
 function setInt(fd: number, level: number, option: number, value: number): void {

@@ -7,7 +7,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { tcpFrame, udpFrame } from '../../test/support/frame-builder.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { Port } from '../env/port.ts';
-import { VNET_HDR_BYTES } from '../limits.ts';
+import { FRAME_BYTES_MAX, VNET_HDR_BYTES } from '../limits.ts';
 import { isTransportChecksumRight } from '../wire/checksum.ts';
 import { dissect, FrameInfo } from '../wire/frame.ts';
 import { openPort } from './open.ts';
@@ -224,6 +224,43 @@ describe('QemuPort', () => {
     await until(() => server.port.counters.dropped['truncated'] === 1);
     expect(server.port.counters.dropped).toEqual({ 'too-short': 1, 'too-long': 1, truncated: 1 });
     expect(server.taken).toEqual([]);
+  });
+
+  test('goes on behind a giant; a frame in pieces is put together; half of one is forgotten', async () => {
+    const server = await open(`qemu:unix:${path},server`);
+    const { buffer, offset, length } = tcpFrame({ payload: 'whole' });
+    const head = Buffer.alloc(4);
+    head.writeUInt32BE(length);
+    const record = Buffer.concat([head, buffer.bytes.subarray(offset, offset + length)]);
+    const socket = await stranger();
+    socket.setNoDelay(true);
+    const giant = Buffer.alloc(4 + 69_632);
+    giant.writeUInt32BE(69_632);
+    socket.write(giant);
+    for (const byte of record) {
+      socket.write(Uint8Array.of(byte));
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    await until(() => server.taken.length === 1);
+    socket.end(record.subarray(0, 20));
+    await until(() => !server.port.isConnected);
+    (await stranger()).write(record);
+    await until(() => server.taken.length === 2);
+    const whole = wholeOf({ buffer, offset, length });
+    expect(server.taken.map((taken) => taken.whole)).toEqual([whole, whole]);
+    expect(server.port.counters.dropped).toEqual({ 'too-long': 1, truncated: 1 });
+  });
+
+  test.each(['', ',vnet_hdr'])('carries the longest frame there is%s', async (option) => {
+    const server = await open(`qemu:unix:${path},server${option}`);
+    const client = await open(`qemu:unix:${path}${option}`);
+    await until(() => server.port.isConnected && client.port.isConnected);
+    const bytes = new Uint8Array(VNET_HDR_BYTES + FRAME_BYTES_MAX).fill(7, VNET_HDR_BYTES);
+    const buffer = { bytes, view: new DataView(bytes.buffer) };
+    const frame = { buffer, offset: VNET_HDR_BYTES, length: FRAME_BYTES_MAX };
+    sendAll(client.port, [frame, tcpFrame({ payload: 'after it' })]);
+    await until(() => server.taken.length === 2);
+    expect(server.taken[0]!.whole).toBe(wholeOf(frame));
   });
 
   test("answers with a virtio-net header as long as the other side's", async () => {

@@ -9,6 +9,7 @@ import type { FrameBuffer } from '../../src/env/frame.ts';
 import type { Port } from '../../src/env/port.ts';
 import { VNET_HDR_BYTES } from '../../src/limits.ts';
 import { PacketPort } from '../../src/port/packet.ts';
+import { QemuPort } from '../../src/port/qemu.ts';
 import { TapPort } from '../../src/port/tap.ts';
 import { dissect, FrameInfo } from '../../src/wire/frame.ts';
 import { readVnetHeader, VNET_GSO_TCPV4, VNET_NEEDS_CSUM } from '../../src/wire/vnet-hdr.ts';
@@ -296,6 +297,37 @@ describe.skipIf(reason !== '')(title, () => {
     while (reader.receive(() => left++) > 0);
     await until(() => left + (reader.counters.dropped['kernel-queue-full'] ?? 0) >= 40_000);
     expect(left).toBeGreaterThan(1_000);
+  });
+
+  test('a frame stream gives up a TCP peer whose host is gone', async () => {
+    build();
+    const streamAt = (name: string, isServer: boolean): QemuPort => {
+      const address = { kind: 'tcp', family: 4, address: '10.77.0.2', port: 9_003 } as const;
+      const port = inNetworkNamespace(spaces.path(name), () => {
+        const made = new QemuPort({ name, address, isServer, hasVnetHeader: false });
+        made.start(
+          () => {},
+          () => {},
+        );
+        return made;
+      });
+      ports.push(port);
+      return port;
+    };
+    spaces.join('client', 'c1', 'server', 's1');
+    spaces.ip('client', 'addr flush dev c0');
+    spaces.ip('server', 'addr flush dev s0');
+    spaces.ip('client', 'addr add 10.77.0.1/24 dev c1');
+    spaces.ip('server', 'addr add 10.77.0.2/24 dev s1');
+    const server = streamAt('server', true);
+    const client = streamAt('client', false);
+    await until(() => server.isConnected && client.isConnected);
+    spaces.ip('server', 'link set dev s1 down');
+    // The client has something on its way, the server has nothing.
+    const frame = tcpFrame({ payload: 'lost' });
+    client.send(frame.buffer, frame.offset, frame.length);
+    client.flush();
+    await until(() => !server.isConnected && !client.isConnected, 12_000);
   });
 
   test('join a tap device with a packet socket', async () => {

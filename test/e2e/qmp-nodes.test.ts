@@ -13,8 +13,10 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { NodeStatus } from '../../src/cli/node.ts';
 import { callControl } from '../../src/control/client.ts';
+import { buildShim } from '../../src/lab/qemu/image.ts';
+import { startColo } from '../../src/lab/qemu/machine.ts';
 import { Namespaces, whyNoNamespaces } from '../support/netns.ts';
-import { buildShim, PairedQemu, startColo, whyNoPair } from '../support/qemu-pair.ts';
+import { PairedQemu, whyNoPair } from '../support/qemu-pair.ts';
 
 const SCRIPT = fileURLToPath(new URL('../../bin/colo-proxy.js', import.meta.url));
 const reason = whyNoNamespaces() || whyNoPair();
@@ -93,7 +95,8 @@ async function startPair() {
   const secondary = start('sn', '--on-peer-loss', 'failover');
   // A NIC of QEMU connects once, when QEMU starts.
   await until('NICs', async () => existsSync(file('pn.nic')) && existsSync(file('sn.nic')));
-  const shim = buildShim(directory);
+  const shim = file('shim.so');
+  buildShim(shim);
   const [p, s] = (['P', 'S'] as const).map((name) => {
     const nicPath = file(name === 'P' ? 'pn.nic' : 'sn.nic');
     return new PairedQemu({ name, directory, shim, nicPath });

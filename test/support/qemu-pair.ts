@@ -4,32 +4,16 @@
  *
  * @module
  */
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, spawn } from 'node:child_process';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { QEMU, whatIsMissing } from '../../src/lab/qemu/image.ts';
+import { MEMORY } from '../../src/lab/qemu/machine.ts';
 import { QmpClient } from '../../src/vm/qmp-client.ts';
-
-const QEMU = 'qemu-system-x86_64';
-const SHIM = fileURLToPath(new URL('../../src/lab/qemu/bql-shim.c', import.meta.url));
 
 /** Why no pair can run here; empty when it can. */
 export function whyNoPair(): string {
-  try {
-    const version = execFileSync(QEMU, ['--version'], { encoding: 'utf8' });
-    // In QEMU 10.0 the primary ends its migration instead of entering COLO.
-    if (!version.includes('version 7.2.')) return 'needs QEMU 7.2';
-    execFileSync('gcc', ['--version'], { stdio: 'ignore' });
-    return '';
-  } catch {
-    return `needs ${QEMU} and gcc`;
-  }
-}
-
-/** Builds what QEMU 7.2 needs under TCG; returns its path. */
-export function buildShim(directory: string): string {
-  const path = join(directory, 'shim.so');
-  execFileSync('gcc', ['-O2', '-shared', '-fPIC', '-o', path, SHIM, '-ldl']);
-  return path;
+  const missing = whatIsMissing();
+  return missing.length === 0 ? '' : `needs ${missing.join(', ')}`;
 }
 
 export interface QemuOptions {
@@ -47,8 +31,7 @@ export class PairedQemu {
   readonly #monitor: QmpClient;
 
   constructor({ name, directory, shim, nicPath }: QemuOptions) {
-    // A size that is no multiple of 256 KiB: QEMU 7.2 under TCG otherwise forgets dirty pages.
-    const words = ['-name', name, '-accel', 'tcg,thread=single', '-machine', 'pc', '-m', '131080k'];
+    const words = ['-name', name, '-accel', 'tcg,thread=single', '-machine', 'pc', '-m', MEMORY];
     words.push('-nodefaults', '-no-user-config', '-display', 'none');
     for (const monitor of ['driver', 'test']) {
       words.push('-qmp', `unix:${join(directory, `${name}.${monitor}`)},server=on,wait=off`);
@@ -93,16 +76,4 @@ export class PairedQemu {
     this.#monitor.close();
     await this.kill();
   }
-}
-
-/** Puts the two into COLO; it is entered some 0.3 s after this resolves. Checkpoints are made only when asked for. */
-export async function startColo(p: PairedQemu, s: PairedQemu, directory: string): Promise<void> {
-  const capabilities = ['x-colo', 'events'].map((capability) => ({ capability, state: true }));
-  const uri = `unix:${join(directory, 'migration')}`;
-  await s.execute('migrate-set-capabilities', { capabilities });
-  await s.execute('migrate-incoming', { uri });
-  await p.execute('migrate-set-capabilities', { capabilities });
-  const parameters = { 'x-checkpoint-delay': 60_000, 'max-bandwidth': 2 ** 32 };
-  await p.execute('migrate-set-parameters', parameters);
-  await p.execute('migrate', { uri });
 }

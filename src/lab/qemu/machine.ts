@@ -38,15 +38,13 @@ export function driverSocket(directory: string, name: 'pvm' | 'svm'): string {
   return join(directory, `${name}.driver`);
 }
 
-/**
- * The command line of a machine, but for its name and its sockets: what `docs/qemu.md` tells an operator.
- *
- * The memory is no multiple of 256 KiB: QEMU 7.2 under TCG otherwise forgets dirty pages, and the SVM breaks after some
- * checkpoints.
- */
-export function machineArguments(image: GuestImage, nicPath: string): string[] {
+/** No multiple of 256 KiB: QEMU 7.2 under TCG otherwise forgets dirty pages, and the SVM breaks after some checkpoints. */
+export const MEMORY = '131080k';
+
+/** The command line of a machine, but for its name and its monitors. */
+function machineArguments(image: GuestImage, nicPath: string): string[] {
   return [
-    ...['-accel', 'tcg,thread=single', '-machine', 'pc', '-m', '131080k', '-smp', '1'],
+    ...['-accel', 'tcg,thread=single', '-machine', 'pc', '-m', MEMORY, '-smp', '1'],
     ...['-nodefaults', '-no-user-config', '-display', 'none'],
     ...['-kernel', image.kernel, '-initrd', image.initrd],
     ...['-append', 'console=ttyS0 quiet mitigations=off panic=-1'],
@@ -159,8 +157,13 @@ export class Machine {
   }
 }
 
-/** Puts the two into COLO, which they enter some 0.3 s later. @throws ColoError */
-export async function startColo(pvm: Machine, svm: Machine, directory: string): Promise<void> {
+/** Takes commands for a QEMU. Rejects when it refuses one. */
+export interface Monitor {
+  execute(command: string, args?: Record<string, unknown>): Promise<unknown>;
+}
+
+/** Puts the two into COLO, which they enter some 0.3 s later. Checkpoints are made only when asked for. @throws ColoError */
+export async function startColo(pvm: Monitor, svm: Monitor, directory: string): Promise<void> {
   const uri = `unix:${join(directory, 'migration')}`;
   await svm.execute('migrate-set-capabilities', { capabilities: CAPABILITIES });
   await svm.execute('migrate-incoming', { uri });

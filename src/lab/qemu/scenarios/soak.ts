@@ -11,13 +11,33 @@ import { checkMemory, checkShort, checkTransfer, MIB, quantile } from './checks.
 
 const CHECKPOINTS = 200;
 const BETWEEN_MS = 20;
+const UDP_TIMEOUT_MS = 1_000;
+const UDP_TRIES_MAX = 3;
 const SESSION = 'soak';
 const SEEDS = [1, 2, 3, 4];
 /** The guest has written each of its 2048 pages, 8 each 20 ms, more than once. */
 const WRITTEN_PAGES_MIN = 2 * 2_048;
 
+interface Counts {
+  udpAsked: number;
+  udpRepeated: number;
+}
+
+/** As a resolver would: what is not answered in time is asked again. */
+async function askByUdp(bench: QemuBench, counts: Counts): Promise<void> {
+  const question = { type: 'datagrams', count: 1, bytes: 200, timeoutMs: UDP_TIMEOUT_MS } as const;
+  counts.udpAsked++;
+  for (let tries = 0; tries < UDP_TRIES_MAX; tries++) {
+    const { answered, wrong } = await bench.client(question);
+    expect(wrong === 0, 'UDP: a wrong answer');
+    if (answered === 1) return;
+    counts.udpRepeated++;
+  }
+  expect(false, `UDP: no answer to ${UDP_TRIES_MAX} questions in a row`);
+}
+
 /** Each of these goes on until `isOver` says so. The first that fails ends the scenario. */
-function load(bench: QemuBench, isOver: () => boolean): Promise<unknown> {
+function load(bench: QemuBench, counts: Counts, isOver: () => boolean): Promise<unknown> {
   const repeat = async (work: (round: number) => Promise<unknown>): Promise<void> => {
     for (let round = 0; !isOver(); round++) await work(round);
   };
@@ -33,11 +53,7 @@ function load(bench: QemuBench, isOver: () => boolean): Promise<unknown> {
       await bench.client({ type: 'session', step: 'talk', name: SESSION, bytes: 2_000 });
       await sleep(BETWEEN_MS);
     }),
-    repeat(async () => {
-      const udp = { type: 'datagrams', count: 5, bytes: 200, timeoutMs: 5_000 } as const;
-      const { answered, wrong } = await bench.client(udp);
-      expect(answered === 5 && wrong === 0, `UDP: ${answered} of 5 answered, ${wrong} wrong`);
-    }),
+    repeat(() => askByUdp(bench, counts)),
     // Answers that differ ask for checkpoints by themselves, many of them in the midst of one.
     repeat(async () => {
       await bench.client({ type: 'tokens', count: 2, intervalMs: 100 });
@@ -65,7 +81,8 @@ async function run(bench: QemuBench): Promise<Facts> {
   const before = await bench.committed();
   await bench.client({ type: 'session', step: 'open', name: SESSION, openedBy: 'client' });
   let isOver = false;
-  const work = load(bench, () => isOver);
+  const counts = { udpAsked: 0, udpRepeated: 0 };
+  const work = load(bench, counts, () => isOver);
   const startMs = bench.events.at(-1)?.atMs ?? 0;
   const soak = async (): Promise<void> => {
     while ((await bench.committed()) - before < CHECKPOINTS) {
@@ -96,6 +113,7 @@ async function run(bench: QemuBench): Promise<Facts> {
     stoppedP95Ms: tenth(quantile(stopped, 0.95)),
     stoppedMaxMs: tenth(Math.max(...stopped)),
     writtenPages: written,
+    ...counts,
     sha256Ok: true,
   };
 }
