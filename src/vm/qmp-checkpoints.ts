@@ -53,10 +53,8 @@ interface Checkpoint {
   /** RESUME has come; its stamp by QEMU's wall clock, 0 when it has none. */
   resumed: boolean;
   resumedAtUs: Micros;
-  /** This machine's wall clock when the guest's output was drained; 0 before. */
-  drainedAtUs: Micros;
-  /** The guest ran again before its output was drained. */
-  late: boolean;
+  /** RESUME's place among resumes and drains; 0 before it. */
+  resumedOrder: number;
   beginError: string | undefined;
   /** It will not be committed any more. */
   isOver: boolean;
@@ -78,8 +76,12 @@ export class QmpCheckpoints {
   #active = false;
   #wanted = false;
   #checkpoint: Checkpoint | undefined;
-  /** The node is between begin and commit since a late begin: the next checkpoint commits it. */
+  /** The node is between begin and commit since a late begin: a checkpoint that ends after its drain commits it. */
   #carriedOver = false;
+  /** When the guest's output was drained for the begin that the node is in: by this machine's wall clock, and in order. */
+  #drainedAtUs: Micros = 0;
+  #drainedOrder = 0;
+  #order = 0;
   #timer: NodeJS.Timeout | undefined;
   readonly #tasks: (() => Promise<void>)[] = [];
   #isBusy = false;
@@ -134,14 +136,14 @@ export class QmpCheckpoints {
 
   /** A checkpoint begins: `hasEvidence` when it is known to be one. */
   onStop(hasEvidence: boolean): void {
-    if (!this.#active || this.#checkpoint !== undefined) return;
+    // One that has ended may still wait for the node: this is the next.
+    if (!this.#active || this.#checkpoint?.resumed === false) return;
     this.#wanted = false;
     const checkpoint: Checkpoint = {
       hasEvidence,
       resumed: false,
       resumedAtUs: 0,
-      drainedAtUs: 0,
-      late: false,
+      resumedOrder: 0,
       beginError: undefined,
       isOver: false,
     };
@@ -162,6 +164,7 @@ export class QmpCheckpoints {
     if (checkpoint === undefined || checkpoint.resumed) return;
     checkpoint.resumed = true;
     checkpoint.resumedAtUs = atUs;
+    checkpoint.resumedOrder = ++this.#order;
     clearTimeout(this.#timer);
     this.#setPhase('resumed', 'RESUME');
     this.#enqueue(() => this.#finish(checkpoint));
@@ -179,15 +182,17 @@ export class QmpCheckpoints {
     if (checkpoint.isOver) return;
     // The node drains its guest's port inside of this call, before its first await.
     const answer = this.#options.events.checkpointBegin();
-    checkpoint.drainedAtUs = Date.now() * US_PER_MS;
-    checkpoint.late = checkpoint.resumed;
+    if (!this.#carriedOver) {
+      this.#drainedAtUs = Date.now() * US_PER_MS;
+      this.#drainedOrder = ++this.#order;
+    }
     const result = await answer;
     if (!result.ok) checkpoint.beginError = result.error;
   }
 
   async #finish(checkpoint: Checkpoint): Promise<void> {
     if (checkpoint.isOver) return;
-    this.#checkpoint = undefined;
+    if (this.#checkpoint === checkpoint) this.#checkpoint = undefined;
     const { events } = this.#options;
     if (checkpoint.beginError !== undefined) {
       events.report(`The node refused to begin: ${checkpoint.beginError}`);
@@ -196,7 +201,7 @@ export class QmpCheckpoints {
       this.counters.unproven++;
       this.#carriedOver = false;
       this.#abort('the guest was stopped and resumed without a checkpoint');
-    } else if (!this.#carriedOver && this.#isLate(checkpoint)) {
+    } else if (this.#isLate(checkpoint)) {
       this.counters.late++;
       this.#carriedOver = true;
       this.#wanted = true;
@@ -209,17 +214,18 @@ export class QmpCheckpoints {
       if (result.ok) this.counters.committed++;
       else events.report(`The node refused to commit: ${result.error}`);
     }
-    // A STOP may have come meanwhile.
-    if (!this.#active || this.#phase !== 'resumed') return;
+    // Another one may have come meanwhile, whose end this is then not.
+    if (!this.#active || this.#phase !== 'resumed' || this.#checkpoint !== undefined) return;
     this.#setPhase('running', 'checkpoint done');
     this.#send();
   }
 
-  #isLate(checkpoint: Checkpoint): boolean {
-    if (checkpoint.late) return true;
-    if (!this.#options.sameClock || checkpoint.resumedAtUs === 0) return false;
+  /** Was what the node counts as sent before the pause drained only when the guest ran again? */
+  #isLate({ resumedOrder, resumedAtUs }: Checkpoint): boolean {
+    if (this.#drainedOrder > resumedOrder) return true;
+    if (!this.#options.sameClock || resumedAtUs === 0) return false;
     // Date.now() is cut to milliseconds.
-    return checkpoint.drainedAtUs + US_PER_MS > checkpoint.resumedAtUs;
+    return this.#drainedAtUs + US_PER_MS > resumedAtUs;
   }
 
   #abort(reason: string): void {

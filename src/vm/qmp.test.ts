@@ -126,6 +126,69 @@ describe('QmpVmDriver on the primary: checkpoints', () => {
   });
 });
 
+describe('QmpVmDriver on the primary: a checkpoint follows before the node is done with the one before', () => {
+  /** QEMU makes one that nobody has asked for. */
+  const pass = (qemu: FakeQemu): void => {
+    qemu.stopGuest();
+    qemu.event('MIGRATION_PASS', { pass: 2 });
+    qemu.resumeGuest();
+  };
+
+  test('while it commits: a late begin is followed by a request all the same', async () => {
+    const { qemu, node, requests } = await setUp('primary', { colo: true });
+    let done: (result: { ok: true }) => void = () => undefined;
+    node.answers['commit'] = new Promise((resolve) => {
+      done = resolve;
+    });
+    pass(qemu);
+    await node.until(() => node.commands.length === 2);
+    pass(qemu);
+    await sleep(30);
+    delete node.answers['commit'];
+    done({ ok: true });
+    await until(() => requests() === 1);
+    await node.until(() => node.commands.length === 5);
+    expect(node.commands).toEqual(['begin', 'commit', 'begin', 'begin', 'commit']);
+  });
+
+  test('while it commits, two: the second one does not cover what was drained after both', async () => {
+    const { qemu, node, requests } = await setUp('primary', { colo: true });
+    let done: (result: { ok: true }) => void = () => undefined;
+    node.answers['commit'] = new Promise((resolve) => {
+      done = resolve;
+    });
+    pass(qemu);
+    await node.until(() => node.commands.length === 2);
+    pass(qemu);
+    pass(qemu);
+    await sleep(30);
+    delete node.answers['commit'];
+    done({ ok: true });
+    await until(() => requests() === 1);
+    await node.until(() => node.commands.length === 6);
+    expect(node.commands).toEqual(['begin', 'commit', 'begin', 'begin', 'begin', 'commit']);
+  });
+
+  test('while it begins: the second one is told as well', async () => {
+    const { qemu, node, requests } = await setUp('primary', { colo: true });
+    let done: (result: { ok: true }) => void = () => undefined;
+    node.answers['begin'] = new Promise((resolve) => {
+      done = resolve;
+    });
+    qemu.stopGuest();
+    await node.until(() => node.commands.length === 1);
+    qemu.event('MIGRATION_PASS', { pass: 2 });
+    qemu.resumeGuest();
+    pass(qemu);
+    await sleep(30);
+    delete node.answers['begin'];
+    done({ ok: true });
+    await until(() => requests() === 1);
+    await node.until(() => node.commands.length === 5);
+    expect(node.commands).toEqual(['begin', 'commit', 'begin', 'begin', 'commit']);
+  });
+});
+
 describe('QmpVmDriver on the primary: what is not a checkpoint', () => {
   test('does not commit a pause that copied nothing', async () => {
     const { qemu, node } = await setUp('primary', { colo: true });

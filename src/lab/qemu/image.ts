@@ -169,7 +169,7 @@ function compile(args: readonly string[]): void {
 
 /** Makes the library of bql-shim.c. @throws ColoError */
 export function buildShim(path: string): void {
-  compile(['-shared', '-fPIC', '-o', path, join(SOURCES, 'bql-shim.c'), '-ldl']);
+  compile(['-shared', '-fPIC', '-o', path, join(SOURCES, 'bql-shim.c')]);
 }
 
 /** The package that the kernel is in; undefined when the package lists do not have it. */

@@ -23,7 +23,10 @@ interface Counts {
   udpRepeated: number;
 }
 
-/** As a resolver would: what is not answered in time is asked again. */
+/**
+ * As a resolver would: what is not answered in time is asked again. A datagram that QEMU has read at the moment of a stop never
+ * reaches the guest (filter-dump shows it on both machines, and no answer); TCP sends it again by itself.
+ */
 async function askByUdp(bench: QemuBench, counts: Counts): Promise<void> {
   const question = { type: 'datagrams', count: 1, bytes: 200, timeoutMs: UDP_TIMEOUT_MS } as const;
   counts.udpAsked++;
