@@ -142,7 +142,8 @@ export class Handshake {
 
   /** The guests' window shift, 0..14; it counts only when the client scales too. -1: not known. */
   windowShift(): number {
-    const syn = this.#primarySyn;
+    // Of a connection that was forgotten in its handshake only the SVM's may come again; the guests' are alike.
+    const syn = this.#primarySyn === NO_SYN ? this.#secondarySyn : this.#primarySyn;
     if (syn === NO_SYN) return -1;
     const scale = windowScaleOf(syn);
     if (scale < 0) return 0;

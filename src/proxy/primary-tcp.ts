@@ -268,6 +268,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     this.comparer.clearSecondary();
     this.secondarySinceUs = NEVER;
     this.gate.forgetSecondary();
+    this.gate.windowShift = this.handshake.windowShift();
     this.#matchSyn();
   }
 

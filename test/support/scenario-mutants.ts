@@ -43,6 +43,18 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     'return true;',
   ),
   mutant(
+    'ack-of-a-repeat',
+    TCP,
+    '      this.#release(segment);\n      // Its bytes were agreed on; its ACK may have been kept back.\n      this.#armIfWaiting();\n',
+    '      this.#release(segment);\n',
+  ),
+  mutant(
+    'window-of-a-forgotten-syn',
+    'src/proxy/primary-syn.ts',
+    'const syn = this.#primarySyn === NO_SYN ? this.#secondarySyn : this.#primarySyn;',
+    'const syn = this.#primarySyn;',
+  ),
+  mutant(
     'handshake-lost-with-the-primary',
     FLOW,
     '      failedOver &&\n',

@@ -5,6 +5,8 @@
  */
 import { US_PER_MS, US_PER_S } from '../../base/time.ts';
 import { FLAG_READ_SLOWLY } from '../host/content.ts';
+import type { SimFrame } from '../net/packet.ts';
+import { SYN } from '../tcp/segment.ts';
 import { PROTECTED_MS, plan, request, type Scenario } from './scenario.ts';
 
 const GAP_FILLER: Scenario = {
@@ -108,6 +110,85 @@ const LATE_OLD_ACK: Scenario = {
   untilMs: PROTECTED_MS + 200,
 };
 
+const ACK_OF_A_REPEAT: Scenario = {
+  name: 'ack-of-a-repeat',
+  about:
+    'A retransmission of the PVM acknowledged more than the SVM, and the ACK that stayed behind was watched by nobody: no checkpoint was asked for, and losing the peer did not release it.',
+  options: (calm) => ({ ...calm, guestTcp: { ...calm.guestTcp, delayedAck: true } }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      // The second request arrives while the PVM still delays its ACK: the first answer, repeated after 200 ms, carries it.
+      const session = stage.open(
+        plan([request(300), request(0, 0, 1_432)], {
+          isPipelined: true,
+          pauseUs: 190 * US_PER_MS,
+        }),
+      );
+      stage.onSegment(world.clients[0]!.fromSwitch, (segment) =>
+        segment.payload.length > 0 ? { isLost: true } : undefined,
+      );
+      stage.onSegment(world.secondaryGuest.to, (segment) =>
+        segment.payload.length > 1_000 ? { isLost: true } : undefined,
+      );
+      let isHere = false;
+      stage.onSegment(world.primaryGuest.to, (segment) => {
+        if (isHere) return { isLost: true };
+        isHere = segment.payload.length > 1_000;
+        return undefined;
+      });
+      // The SVM repeats its answer, too: any of its segments makes the primary look at the connection.
+      stage.onSegment(world.secondaryGuest.from, () => (isHere ? { isLost: true } : undefined));
+      stage.at(PROTECTED_MS + 195, () => {
+        const { sndMax } = session.connection;
+        stage.demand('G6', isHere && sndMax > 1_400, 'the second request was not sent');
+      });
+      stage.at(PROTECTED_MS + 450, () => {
+        const { sndUna, sndMax } = session.connection;
+        stage.demand('G6', sndUna === sndMax, `${sndMax - sndUna} bytes are not acknowledged`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 500,
+};
+
+const WINDOW_OF_A_SYN: Scenario = {
+  name: 'window-of-a-forgotten-syn',
+  about:
+    "A full table forgot a connection in its handshake, and then saw the SVM's SYN-ACK again: its window, which is never scaled, was taken for a scaled one, and the client was offered more than the SVM had offered.",
+  options: (calm) => ({
+    ...calm,
+    config: { ...calm.config, halfOpenFlowsMax: 1 },
+    guestTcp: { ...calm.guestTcp, receiveBytesMax: 300_000 },
+  }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const { localPort } = stage.open(plan([request(10)])).connection;
+      // The client's ACK is late, and comes when another handshake has taken the place in the table; the SVM does not get it.
+      stage.onSegment(world.clients[0]!.toSwitch, (segment) =>
+        segment.srcPort === localPort && (segment.flags & SYN) === 0
+          ? { lateUs: 20 * US_PER_MS }
+          : undefined,
+      );
+      let syn: SimFrame | undefined;
+      stage.onSegment(world.secondaryGuest.to, (segment, frame) => {
+        if (segment.srcPort !== localPort) return undefined;
+        if ((segment.flags & SYN) === 0) return { isLost: true };
+        syn = frame;
+        return undefined;
+      });
+      stage.at(PROTECTED_MS + 10, () => stage.open(plan([request(10)])));
+      // A duplicate of the client's SYN makes the SVM answer it again.
+      stage.at(PROTECTED_MS + 30, () => {
+        stage.demand('G6', syn !== undefined, 'the SVM has not seen the SYN');
+        world.secondaryGuest.to.send(syn!);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 200,
+};
+
 const SPENT_EPOCH: Scenario = {
   name: 'spent-epoch',
   about:
@@ -166,4 +247,6 @@ export const RELEASE_SCENARIOS: readonly Scenario[] = [
   LATE_OLD_ACK,
   SPENT_EPOCH,
   COMMIT_AFTER_ABORT,
+  ACK_OF_A_REPEAT,
+  WINDOW_OF_A_SYN,
 ];
