@@ -5,8 +5,9 @@
  * @module
  */
 import { applyChecksumDelta, delta16, sumOfBytes } from '../rewrite/checksum-delta.ts';
+import { isTransportChecksumRight } from '../wire/checksum.ts';
 import type { FrameInfo } from '../wire/frame.ts';
-import type { Seq } from '../wire/seq.ts';
+import { type Seq, seqAdd } from '../wire/seq.ts';
 import { TCP_ACK, TCP_CHECKSUM } from '../wire/tcp.ts';
 import { parseTcpOptions, TCP_OPTION_NOP, TcpOptions } from '../wire/tcp-options.ts';
 
@@ -80,8 +81,11 @@ export class Handshake {
   #secondarySyn: SynOptions = NO_SYN;
   /** What the matched SYN of the SVM offered; none after a checkpoint, when there is nothing to lower. */
   #agreedSyn: SynOptions = NO_SYN;
-  /** Did the client's SYN or SYN-ACK offer window scaling (RFC 7323 §2.2)? undefined: not seen. */
+  /** Did the SYN or SYN-ACK of the client that the PVM's belongs to offer window scaling (RFC 7323 §2.2)? undefined: not seen. */
   #clientScales: boolean | undefined = undefined;
+  /** The client's last SYN, which the PVM may answer. */
+  #clientSynSeq = 0;
+  #clientSynScales: boolean | undefined = undefined;
   /** Have both guests sent their SYN: may the PVM's go? */
   matched = false;
 
@@ -95,15 +99,32 @@ export class Handshake {
     return this.#primarySyn !== NO_SYN && !this.matched;
   }
 
-  onClientSyn(info: FrameInfo): void {
+  /**
+   * A SYN or SYN-ACK of the client. It counts only for the handshake that it is of: neither a damaged segment nor a forged one may
+   * decide over the window of a connection that is open. Returns whether the window shift may have changed.
+   */
+  onClientSyn(info: FrameInfo): boolean {
+    if (info.isFragment || !isTransportChecksumRight(info)) return false;
+    const isAnswer = (info.tcpFlags & TCP_ACK) !== 0;
     parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);
-    this.#clientScales = scratch.windowScale >= 0;
+    const scales = scratch.windowScale >= 0;
+    if (!isAnswer) {
+      this.#clientSynSeq = info.seq | 0;
+      this.#clientSynScales = scales;
+    }
+    const isOpening = this.#primarySyn !== NO_SYN && (this.#primarySyn & SYN_ACK) === 0;
+    if (!isOpening || this.#clientScales !== undefined) return false;
+    if (isAnswer && info.ack !== seqAdd(this.#primaryIsn >>> 0, 1)) return false;
+    this.#clientScales = scales;
+    return true;
   }
 
   /** Returns whether it begins a connection; a retransmission changes nothing. */
   onPrimarySyn(info: FrameInfo): boolean {
     if (this.primaryIsn === info.seq) return false;
     this.#primaryIsn = info.seq | 0;
+    const isAnswer = (info.tcpFlags & TCP_ACK) !== 0 && info.ack === seqAdd(this.#clientSynSeq, 1);
+    this.#clientScales = isAnswer ? this.#clientSynScales : undefined;
     this.#primarySyn = readSyn(info);
     this.#agreedSyn = NO_SYN;
     this.matched = false;

@@ -113,8 +113,9 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     trackTcp(this.connection, info, false);
     const flags = info.tcpFlags;
     if ((flags & TCP_SYN) !== 0) {
-      this.handshake.onClientSyn(info);
-      this.gate.windowShift = this.handshake.windowShift();
+      if (this.handshake.onClientSyn(info)) {
+        this.gate.windowShift = this.handshake.windowShift();
+      }
     } else if ((flags & TCP_ACK) !== 0 && this.primaryEndKnown) {
       const ack = info.ack;
       // Only an ACK of something sent says anything: others are forged or stale (RFC 9293 §3.10.7.4).
@@ -457,13 +458,14 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
 
   /**
    * What fills a gap does not wait behind the segments after the gap: the SVM may be unable to go on to those before
-   * the client has it (its window waits for the client, who waits for the missing segment).
+   * the client has it (its window waits for the client, who waits for the missing segment). Nor does the beginning of the first
+   * one, sent again by itself.
    */
   #pumpRepeats(): void {
     const head = this.held[0]!;
     for (let i = 1; i < this.held.length && this.#repeatsHeld > 0; i++) {
       const segment = this.held[i]!;
-      if (!segment.isRepeat || !seqBefore(segment.seq, head.seq) || !this.#mayGo(segment)) continue;
+      if (!segment.isRepeat || seqBefore(head.seq, segment.seq) || !this.#mayGo(segment)) continue;
       this.held.splice(i--, 1);
       this.#leaveQueue(segment);
       this.#context.counts.retransmissions++;

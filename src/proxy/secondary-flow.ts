@@ -158,6 +158,8 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   adoptCheckpoint(generation: number): void {
     this.generation = generation;
     if (this.isLearned) this.isOpen ||= this.clientAck !== undefined;
+    // A handshake of which only the SVM's side was known: from here on it is the PVM's, and there is nothing to learn.
+    if (this.primaryIsn === undefined) this.clientIsn = undefined;
     this.secondaryIsn = this.primaryIsn;
     this.secondarySynTsval = this.primarySynTsval;
     if (this.guestTsval !== undefined) this.guestTsval = seqAdd(this.guestTsval, this.tsDelta);

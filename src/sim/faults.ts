@@ -31,6 +31,7 @@ export class FaultPlan {
   readonly #prng: Prng;
   #isOver = false;
   #nextPort = 10_000;
+  readonly #usedPorts = new Set<string>();
 
   constructor(world: World) {
     this.#world = world;
@@ -46,14 +47,16 @@ export class FaultPlan {
     this.#repeat(workload.sessionEveryUs, () => this.#startSession());
     this.#repeat(workload.datagramEveryUs, () => this.#probe(PROBE_TRIES));
     this.#repeat(workload.scanEveryUs, () =>
-      this.#inject((addresses) => scanFrame(this.#prng, addresses, false)),
+      this.#inject('port scan', (addresses) => scanFrame(this.#prng, addresses, false)),
     );
     this.#repeat(workload.garbageEveryUs, () =>
-      this.#inject((addresses) => garbageFrame(this.#prng, addresses)),
+      this.#inject('garbage', (addresses) => garbageFrame(this.#prng, addresses)),
     );
     if (workload.floodSyns > 0) this.#flood(workload.floodSyns);
     this.#repeat(vm.spontaneousUs, () => {
-      if (this.#world.link.isJoined) this.#world.vm.request();
+      if (!this.#world.link.isJoined) return;
+      this.#world.marks.hit('vm: asked by nobody');
+      this.#world.vm.request();
     });
     this.#repeat(faults.peerCut, () => this.#cutPeer());
     this.#repeat(faults.peerStall, () => this.#stallPeer());
@@ -66,9 +69,8 @@ export class FaultPlan {
     this.#repeat(faults.svmStuck, () =>
       this.#note('SVM stuck', () => this.#world.svm.stick(this.#milliseconds(1, 800))),
     );
-    this.#repeat(faults.svmHang, () =>
-      this.#note('SVM hangs', () => this.#world.svm.hang(this.#milliseconds(1, 500))),
-    );
+    this.#repeat(faults.svmHang, () => this.#hangGuest('SVM'));
+    this.#repeat(faults.pvmHang, () => this.#hangGuest('PVM'));
     this.#repeat(faults.netPartition, () => this.#partitionNet());
     this.#repeat(faults.guestPartition, () => this.#partitionGuest());
     this.#repeat(faults.clockJump, () => this.#jumpClock());
@@ -164,6 +166,10 @@ export class FaultPlan {
     const client = this.#prng.pick(this.#world.clients);
     const isReused = this.#prng.chance(workload.portReuse);
     const port = isReused ? 9_990 + this.#prng.nextBelow(4) : this.#nextPort++;
+    if (this.#usedPorts.has(`${client.host.name} ${port}`)) {
+      this.#world.marks.hit('session on a port used before');
+    }
+    this.#usedPorts.add(`${client.host.name} ${port}`);
     this.#open(client, drawPlan(this.#prng, workload), port);
   }
 
@@ -188,16 +194,18 @@ export class FaultPlan {
     };
   }
 
-  #inject(make: (addresses: Addresses) => Uint8Array): void {
+  #inject(mark: 'port scan' | 'garbage', make: (addresses: Addresses) => Uint8Array): void {
     const client = this.#prng.pick(this.#world.clients);
     const frame = make(this.#addresses(client));
     // A station that forges the guest's own address takes over its switch port: no proxy can help against that.
     if (parseHead(frame)?.srcMac === this.#world.pvm.host.state.mac) return;
+    this.#world.marks.hit(mark);
     client.toSwitch.send(frame);
   }
 
   #flood(count: number): void {
     const client = this.#prng.pick(this.#world.clients);
+    this.#world.marks.hit('flood of SYNs');
     for (let i = 0; i < count; i++) {
       this.#world.queue.after(this.#milliseconds(1, 400), 'plan', () => {
         client.toSwitch.send(scanFrame(this.#prng, this.#addresses(client), true));
@@ -224,6 +232,7 @@ export class FaultPlan {
     const node = this.#world[which];
     if (!node.isAlive) return;
     const durationUs = this.#milliseconds(1, this.#prng.pick([20, 300, 2_500]));
+    this.#world.marks.hit(`${which} hangs`);
     this.#note(`${which} hangs`, () => {
       node.hang(durationUs);
       this.#world.disturb(durationUs);
@@ -238,8 +247,13 @@ export class FaultPlan {
       [client.toSwitch, client.fromSwitch],
     ]);
     // Both directions, or one.
-    if (this.#prng.chance(0.4)) for (const path of both) this.#cut(path);
-    else this.#cut(this.#prng.pick(both));
+    if (this.#prng.chance(0.4)) {
+      world.marks.hit('clients: both directions cut');
+      for (const path of both) this.#cut(path);
+    } else {
+      world.marks.hit('clients: one direction cut');
+      this.#cut(this.#prng.pick(both));
+    }
   }
 
   #partitionGuest(): void {
@@ -250,8 +264,11 @@ export class FaultPlan {
   /** At any event, or at a phase of the next checkpoint. */
   #endSecondary(): void {
     const restartUs = this.#milliseconds(20, 800);
-    if (this.#prng.chance(0.5)) this.#world.killSecondary(restartUs);
-    else this.#world.secondaryDeath = { phase: this.#prng.pick(DEATH_PHASES), restartUs };
+    if (this.#prng.chance(0.5)) this.#world.killSecondary(restartUs, 'any');
+    else {
+      this.#world.secondaryDeath = { phase: this.#prng.pick(DEATH_PHASES), restartUs };
+      if (this.#world.link.isJoined) this.#world.vm.request();
+    }
   }
 
   /** A router on a client's way says that the guest's last segment was too long. */
@@ -292,6 +309,7 @@ export class FaultPlan {
     const node = this.#prng.chance(0.5) ? this.#world.primary : this.#world.secondary;
     if (!node.isAlive || node.isHung) return;
     const byUs = this.#milliseconds(1, this.#prng.pick([50, 800, 5_000]));
+    this.#world.marks.hit(`clock of the ${node.role} jumps`);
     this.#note(`${node.name}'s clock jumps`, () => {
       node.jumpClock(byUs);
       this.#world.disturb(0);
@@ -303,27 +321,73 @@ export class FaultPlan {
     if (result.ok) this.#world.broken('G10', complaint);
   }
 
+  #hangGuest(which: 'PVM' | 'SVM'): void {
+    const machine = which === 'PVM' ? this.#world.pvm : this.#world.svm;
+    if (!machine.isAlive) return;
+    this.#world.marks.hit(`${which} hangs`);
+    this.#note(`${which} hangs`, () => machine.hang(this.#milliseconds(1, 500)));
+  }
+
   /** Commands out of turn: they must be refused or do what they say. */
   #operate(): void {
     const { primary, secondary, link } = this.#world;
-    const kind = this.#prng.nextBelow(5);
-    if (kind === 0 && primary.isAlive && !primary.isHung) {
+    const canAsk = (node: typeof primary): boolean => node.isAlive && !node.isHung;
+    const kind = this.#prng.nextBelow(7);
+    if (kind <= 2 && canAsk(primary)) this.#operatePrimary(kind);
+    else if (kind === 3 && canAsk(secondary) && link.isUp(secondary)) {
+      if (this.#world.isFailoverGranted) return;
+      this.#world.marks.hit('operator: failover beside the peer');
+      this.#tryFailover('the secondary took over while its peer was connected');
+    } else if (kind === 4 && canAsk(secondary) && !this.#world.isSvmSynced) {
+      this.#world.marks.hit('operator: failover without a state');
+      this.#tryFailover('the secondary took over without any state');
+    } else if (kind === 5 && canAsk(secondary)) this.#resetSecondary();
+    else if (kind === 6 && canAsk(primary)) this.#beginOutOfTurn();
+  }
+
+  #operatePrimary(kind: number): void {
+    const { primary, marks } = this.#world;
+    if (kind === 0) {
+      marks.hit('operator: reset of the primary');
       this.#note('operator: reset of the primary', () =>
         primary.command((engine, nowUs) => engine.reset('operator', nowUs)),
       );
-    } else if (kind === 1 && primary.isAlive && !primary.isHung) {
+    } else if (kind === 1) {
+      marks.hit('operator: failover of the primary');
       const result = primary.command((engine, nowUs) => engine.failover(false, nowUs));
       if (result.ok) this.#world.broken('G10', 'the primary accepted a failover');
-    } else if (kind === 2 && primary.isAlive && !primary.isHung) {
+    } else {
       if (primary.engine.state === 'checkpointing') return;
+      marks.hit('operator: abort of nothing');
       const result = primary.command((engine, nowUs) => engine.checkpointAbort('operator', nowUs));
       if (result.ok)
         this.#world.broken('G9', 'the primary aborted a checkpoint that was not there');
-    } else if (kind === 3 && secondary.isAlive && !secondary.isHung && link.isUp(secondary)) {
-      if (this.#world.isFailoverGranted) return;
-      this.#tryFailover('the secondary took over while its peer was connected');
-    } else if (kind === 4 && secondary.isAlive && !secondary.isHung && !this.#world.isSvmSynced) {
-      this.#tryFailover('the secondary took over without any state');
     }
+  }
+
+  /** The secondary gives up what it holds, and tells the primary. */
+  #resetSecondary(): void {
+    const { secondary, link, isFailoverGranted } = this.#world;
+    // With the link down the primary may be dead: then this would be an outage by the operator's own hand.
+    if (isFailoverGranted || !link.isJoined || !this.#world.primary.isAlive) return;
+    this.#world.marks.hit('operator: reset of the secondary');
+    this.#world.isSecondaryReset = true;
+    this.#note('operator: reset of the secondary', () =>
+      secondary.command((engine, nowUs) => engine.reset('operator', nowUs)),
+    );
+  }
+
+  /** A begin that no checkpoint follows: after a while the operator takes it back. */
+  #beginOutOfTurn(): void {
+    const { primary, vm } = this.#world;
+    if (vm.isBusy || primary.engine.state !== 'protected') return;
+    this.#world.marks.hit('operator: begin out of turn, then abort');
+    this.#note('operator: begin out of turn', () =>
+      primary.command((engine, nowUs) => engine.checkpointBegin(nowUs)),
+    );
+    this.#world.queue.after(this.#milliseconds(1, 50), 'plan', () => {
+      if (!primary.isAlive || primary.isHung || vm.isBusy) return;
+      primary.command((engine, nowUs) => engine.checkpointAbort('operator', nowUs));
+    });
   }
 }

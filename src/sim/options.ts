@@ -20,6 +20,7 @@ export interface FaultIntervals {
   readonly pvmStuck: Micros;
   readonly svmStuck: Micros;
   readonly svmHang: Micros;
+  readonly pvmHang: Micros;
   readonly netPartition: Micros;
   readonly guestPartition: Micros;
   readonly clockJump: Micros;
@@ -39,6 +40,10 @@ export interface VmOptions {
   readonly oneMessage: number;
   readonly resumeBeforeCommit: number;
   readonly repeatCommands: number;
+  /** The secondary is told of begin and commit, too, before its peer says so or after. */
+  readonly tellsSecondary: number;
+  /** The peer's answer to begin or commit is waited for so long; then the checkpoint is given up. */
+  readonly answerTimeoutUs: Micros;
   /**
    * The copy waits beside the paused SVM for its node's decision: it is taken at the commit, and thrown away when the node has
    * accepted an abort or fails over. Otherwise the SVM is loaded at once, and its node is told so when the primary dies.
@@ -154,15 +159,16 @@ function drawFaults(prng: Prng): FaultIntervals {
     peerStall: rare(0.25, 600),
     primaryHang: rare(0.2, 800),
     secondaryHang: rare(0.2, 800),
-    secondaryDeath: rare(0.15, 1_500),
+    secondaryDeath: rare(0.25, 500),
     pvmStuck: rare(0.2, 600),
     svmStuck: rare(0.25, 500),
     svmHang: rare(0.2, 600),
+    pvmHang: rare(0.15, 800),
     netPartition: rare(0.2, 600),
     guestPartition: rare(0.2, 600),
     clockJump: rare(0.15, 1_000),
-    operator: rare(0.2, 400),
-    pathMtu: rare(0.25, 300),
+    operator: rare(0.25, 200),
+    pathMtu: rare(0.25, 100),
   };
 }
 
@@ -171,12 +177,14 @@ function drawVm(prng: Prng): VmOptions {
   return {
     startUsMax: prng.pick([500, 2_000, 20_000, 200_000]),
     copyUsMax: prng.pick([1_000, 5_000, 30_000, 300_000]),
-    lostRequest: prng.chance(0.15) ? prng.nextFloat() * 0.5 : 0,
+    lostRequest: prng.chance(0.15) ? prng.pick([prng.nextFloat() * 0.5, 1]) : 0,
     failBeforeLoad: failing ? prng.nextFloat() * 0.4 : 0,
     failAfterLoad: failing ? prng.nextFloat() * 0.3 : 0,
     oneMessage: prng.pick([0, 0, 0, 0.5, 1]),
     resumeBeforeCommit: prng.pick([0, 0.5, 1]),
     repeatCommands: prng.chance(0.3) ? 0.3 : 0,
+    tellsSecondary: prng.pick([0, 0, 0.5, 1]),
+    answerTimeoutUs: prng.pick([50, 3_000, 3_000]) * US_PER_MS,
     isStaged: prng.chance(0.3),
     spontaneousUs: prng.chance(0.3) ? prng.nextBetween(50, 800) * US_PER_MS : NEVER,
   };
@@ -200,7 +208,7 @@ function drawWorkload(prng: Prng): WorkloadOptions {
     urgent: share(0.15, 0.3),
     closes: share(0.5, 0.5),
     resets: share(0.3, 0.3),
-    slowReaders: share(0.3, 0.3),
+    slowReaders: share(0.35, 0.6),
     portReuse: share(0.3, 0.5),
     oldConnections: prng.chance(0.3) ? prng.nextBetween(1, 3) : 0,
     ipv6: prng.pick([0, 0.3, 0.5, 1]),
@@ -216,12 +224,14 @@ function drawConfig(prng: Prng): PrimaryConfig {
     minRunUs: prng.pick([0, 20, 100, 100]) * US_PER_MS,
     checkpointCommitTimeoutUs: prng.pick([2, 30]) * US_PER_S,
     checkpointRequestTimeoutUs: prng.pick([500, 2_000]) * US_PER_MS,
-    flowsMax: small ? prng.nextBetween(40, 200) : PRIMARY_DEFAULTS.flowsMax,
-    halfOpenFlowsMax: small ? prng.nextBetween(10, 60) : PRIMARY_DEFAULTS.halfOpenFlowsMax,
-    flowHeldBytesMax: small ? prng.nextBetween(4_000, 60_000) : PRIMARY_DEFAULTS.flowHeldBytesMax,
+    flowsMax: small ? prng.nextBetween(6, prng.pick([20, 200])) : PRIMARY_DEFAULTS.flowsMax,
+    halfOpenFlowsMax: small ? prng.nextBetween(4, 60) : PRIMARY_DEFAULTS.halfOpenFlowsMax,
+    flowHeldBytesMax: small
+      ? prng.nextBetween(4_000, prng.pick([8_000, 60_000]))
+      : PRIMARY_DEFAULTS.flowHeldBytesMax,
     heldBytesMax: small ? prng.nextBetween(20_000, 200_000) : PRIMARY_DEFAULTS.heldBytesMax,
     keptClientBytesMax: small
-      ? prng.nextBetween(4_000, 80_000)
+      ? prng.nextBetween(4_000, prng.pick([8_000, 80_000]))
       : PRIMARY_DEFAULTS.keptClientBytesMax,
   };
 }
@@ -245,7 +255,7 @@ export function drawOptions(prng: Prng): RunOptions {
       delayUsMax: peerUs,
       timeoutUs: prng.pick([100, 300, 1_000]) * US_PER_MS,
       reconnectUs: prng.nextBetween(20, 500) * US_PER_MS,
-      queueBytesMax: prng.chance(0.1) ? 30_000 : 64 * 1024 * 1024,
+      queueBytesMax: prng.chance(0.1) ? prng.pick([10_000, 30_000]) : 64 * 1024 * 1024,
     },
     config: drawConfig(prng),
     retainedBytesMax: prng.chance(0.2) ? prng.nextBetween(5_000, 100_000) : 1 << 26,
@@ -260,7 +270,7 @@ export function drawOptions(prng: Prng): RunOptions {
     workload: drawWorkload(prng),
     faults: drawFaults(prng),
     primaryDies: prng.chance(0.6),
-    primaryDeathPhase: prng.chance(0.45) ? prng.pick(DEATH_PHASES) : '',
+    primaryDeathPhase: prng.chance(0.6) ? prng.pick(DEATH_PHASES) : '',
     primaryDeathAt: 0.15 + prng.nextFloat() * 0.8,
     arbiterUsMax: prng.pick([1, 20, 300]) * US_PER_MS,
   };

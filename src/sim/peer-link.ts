@@ -12,6 +12,7 @@ import { LinkCounters } from '../link/counters.ts';
 import { SendBufferPool } from '../link/send-queue.ts';
 import { admitNewcomer, type LinkEnd, LinkSession } from '../link/state.ts';
 import type { EventQueue } from './event-queue.ts';
+import type { Marks } from './marks.ts';
 import type { SimFrame } from './net/packet.ts';
 import type { ProxyNode } from './node.ts';
 
@@ -51,6 +52,7 @@ export class PeerLink {
   readonly #follow: (node: ProxyNode, kind: number, frame: SimFrame) => void;
   readonly #primary: ProxyNode;
   readonly #secondary: ProxyNode;
+  readonly #marks: Marks;
   readonly #counters = new LinkCounters();
   readonly #pool = new SendBufferPool();
   #connections: Connection[] = [];
@@ -73,7 +75,9 @@ export class PeerLink {
     primary: ProxyNode,
     secondary: ProxyNode,
     follow: (node: ProxyNode, kind: number, frame: SimFrame) => void,
+    marks: Marks,
   ) {
+    this.#marks = marks;
     this.#follow = follow;
     this.#queue = queue;
     this.#prng = prng;
@@ -95,7 +99,12 @@ export class PeerLink {
 
   #attach(node: ProxyNode): void {
     node.link = {
-      sendFrame: (...frame) => this.#live.get(node)?.sendFrame(...frame),
+      sendFrame: (...frame) => {
+        const session = this.#live.get(node);
+        if (session !== undefined && !session.sendFrame(...frame)) {
+          this.#marks.hit('peer link: queue full');
+        }
+      },
       sendMessage: (message) => this.#live.get(node)?.sendMessage(message),
       flush: () => this.#live.get(node)?.flush(),
       onTick: (nowUs) => {
@@ -146,6 +155,7 @@ export class PeerLink {
     const primaryEnd = this.#makeEnd(this.#primary, 'listen', () => connection as Connection);
     const secondaryEnd = this.#makeEnd(this.#secondary, 'connect', () => connection as Connection);
     connection.ends = [primaryEnd, secondaryEnd];
+    if (this.#instance > 2) this.#marks.hit('peer link made again');
     this.#connections.push(connection as Connection);
     this.#ends.primary.push(primaryEnd);
     this.#ends.secondary.push(secondaryEnd);
@@ -292,6 +302,7 @@ export class PeerLink {
 
   /** Nothing arrives in one direction for a while (a one-way partition that heals within TCP's patience). */
   stall(direction: Direction, durationUs: Micros): void {
+    this.#marks.hit(`peer link stalls ${direction}`);
     this.#stalledUntilUs[direction] = this.#queue.nowUs + durationUs;
     if (this.brokenSinceUs === NEVER) this.brokenSinceUs = this.#queue.nowUs;
     this.#queue.after(durationUs, 'link-heals', () => this.#onHealed());
@@ -315,6 +326,7 @@ export class PeerLink {
     for (const connection of this.#connections) {
       if (connection.isBroken) continue;
       connection.isBroken = true;
+      this.#marks.hit(isNoticed ? 'peer link cut, noticed' : 'peer link cut, unnoticed');
       for (const end of connection.ends) {
         if (!isNoticed) continue;
         this.#queue.after(this.#prng.nextBelow(20_000), 'link-reset', () => {

@@ -7,7 +7,7 @@
 import { type Micros, US_PER_MS, US_PER_S } from '../base/time.ts';
 import type { Guarantee } from './checkers/checker.ts';
 import { FaultPlan } from './faults.ts';
-import { isResetPlanned } from './host/client.ts';
+import { isResetPlanned, type Session } from './host/client.ts';
 import { heldFrames } from './node.ts';
 import { calmOptions, type Scenario, Stage } from './scenarios/scenario.ts';
 import { Trace } from './trace.ts';
@@ -54,6 +54,8 @@ export interface RunResult {
   readonly seen: readonly Seen[];
   /** What the run was about: counted over many runs, this shows what the simulation covers. */
   readonly facts: RunFacts;
+  /** How often each feature and fault was reached; see marks.ts. */
+  readonly marks: ReadonlyMap<string, number>;
 }
 
 export interface RunFacts {
@@ -129,8 +131,11 @@ class Run {
 
   #arrangeDeath(world: World): void {
     const phase = world.options.primaryDeathPhase;
-    if (phase === '') world.killPrimary('at any event');
-    else world.deathPhase = phase;
+    if (phase === '') world.killPrimary('any');
+    else {
+      world.deathPhase = phase;
+      world.vm.request();
+    }
   }
 
   #step(world: World): boolean {
@@ -191,6 +196,7 @@ class Run {
       lastLines: this.#trace.last(40),
       seen: world?.seen ?? [],
       facts: factsOf(world),
+      marks: marksOf(world),
     };
   }
 }
@@ -202,7 +208,7 @@ function waitingFor(world: World): string {
       if (session.isDone || session.connection.state === 'time-wait') continue;
       if (!host.state.connections.has(session.key)) continue;
       // Nobody repeats a RST that was lost.
-      if (isResetPlanned(session.plan)) continue;
+      if (isResetPlanned(session.plan) || isForgotten(world, session)) continue;
       const { state, sndUna, sndMax, rcvNxt } = session.connection;
       return `${host.name}: session ${session.key} is ${state}, una ${sndUna}, max ${sndMax}, received ${rcvNxt}`;
     }
@@ -224,6 +230,19 @@ function waitingFor(world: World): string {
   if (state !== 'protected') return `the primary is ${state} although its peer is there`;
   const held = heldFrames(world.primary);
   return held > 0 ? `the primary holds ${held} frames` : '';
+}
+
+function marksOf(world: World | undefined): ReadonlyMap<string, number> {
+  if (world === undefined) return new Map();
+  for (const node of [world.primary, world.secondary]) if (node.isAlive) world.noteEngine(node);
+  return world.marks.counts;
+}
+
+/** A full table forgets half-open connections first: the defined end of what a flood of SYNs and a failover can do together. */
+function isForgotten(world: World, { connection }: Session): boolean {
+  if (!world.isFailoverGranted || connection.rcvNxt > 1) return false;
+  const { counters } = world.secondary.engine.status(world.secondary.nowUs);
+  return (counters['flowsEvicted'] ?? 0) > 0;
 }
 
 function factsOf(world: World | undefined): RunFacts {

@@ -6,12 +6,12 @@
  * @module
  */
 import type { Prng } from '../base/prng.ts';
-import type { Micros } from '../base/time.ts';
 import { US_PER_MS } from '../base/time.ts';
 import type { CommandResult } from '../env/engine.ts';
 import type { ProxyEvent } from '../env/messages.ts';
 import type { EventQueue } from './event-queue.ts';
 import type { Machine, MachineImage } from './machine.ts';
+import type { VmMark } from './marks.ts';
 import type { ProxyNode } from './node.ts';
 import type { DEATH_PHASES, VmOptions } from './options.ts';
 
@@ -26,15 +26,15 @@ export interface VmHooks {
   onLoaded(): void;
   /** What the PVM has sent is inside the engine. */
   drainPrimary(): void;
+  drainSecondary(): void;
   line(text: string): void;
+  note(what: VmMark): void;
 }
-
-/** The peer's answer to begin or commit is waited for this long; then the checkpoint is given up. */
-const ANSWER_TIMEOUT_US: Micros = 3_000_000;
 
 interface Attempt {
   readonly isOneMessage: boolean;
   readonly isResumedFirst: boolean;
+  readonly tellsSecondary: boolean;
   phase: 'begin' | 'copy' | 'commit' | 'over';
   image: MachineImage | undefined;
   isLoaded: boolean;
@@ -57,6 +57,7 @@ export class VmLayer {
   checkpoints = 0;
   /** A copy that waits for the secondary's node. */
   #staged: MachineImage | undefined;
+  #stagedBy: Attempt | undefined;
   /** The SVM was loaded and its node does not know (yet, or never if the commit was refused). */
   isReplacedUntold = false;
 
@@ -89,7 +90,10 @@ export class VmLayer {
 
   /** The engine (or an operator) asks for a checkpoint. */
   request(): void {
-    if (this.#prng.chance(this.#options.lostRequest)) return;
+    if (this.#prng.chance(this.#options.lostRequest)) {
+      this.#hooks.note('request lost');
+      return;
+    }
     if (this.#attempt !== undefined) {
       this.#isWantedAgain = true;
       return;
@@ -110,10 +114,11 @@ export class VmLayer {
 
   #start(): void {
     if (this.#attempt !== undefined || !this.#canRun()) return;
-    this.#staged = undefined;
     const attempt: Attempt = {
       isOneMessage: this.#prng.chance(this.#options.oneMessage),
       isResumedFirst: this.#prng.chance(this.#options.resumeBeforeCommit),
+      // A copy that waits for its node's decision must not decide for the node.
+      tellsSecondary: !this.#options.isStaged && this.#prng.chance(this.#options.tellsSecondary),
       phase: 'begin',
       image: undefined,
       isLoaded: false,
@@ -122,14 +127,18 @@ export class VmLayer {
     this.#pvm.pause();
     this.#svm.pause();
     this.#hooks.line('vm: both guests paused');
+    if (attempt.tellsSecondary) this.#hooks.drainSecondary();
+    this.#tellSecondary(attempt, 'begin', (engine, nowUs) => engine.checkpointBegin(nowUs));
     this.#hooks.onPhase('paused');
     this.#whenAwake(attempt, () => {
       this.#hooks.drainPrimary();
       if (attempt.isOneMessage) {
+        this.#hooks.note('one message for both edges');
         this.#copy(attempt);
         return;
       }
       if (!this.#tell('begin', (engine, nowUs) => engine.checkpointBegin(nowUs)).ok) {
+        this.#hooks.note('begin refused');
         this.#over(attempt, 'begin refused');
         return;
       }
@@ -148,14 +157,25 @@ export class VmLayer {
   #tell(name: string, run: Parameters<ProxyNode['command']>[0]): CommandResult {
     let result = this.#primary.command(run);
     this.#hooks.line(`vm: ${name}: ${result.ok ? 'ok' : result.error}`);
-    if (result.ok && this.#prng.chance(this.#options.repeatCommands))
+    if (result.ok && this.#prng.chance(this.#options.repeatCommands)) {
+      this.#hooks.note('command repeated');
       result = this.#primary.command(run);
+    }
     return result;
   }
 
+  /** Its own word to the secondary, which hears of the checkpoint by its peer as well. */
+  #tellSecondary(attempt: Attempt, name: string, run: Parameters<ProxyNode['command']>[0]): void {
+    if (!attempt.tellsSecondary || !this.#secondary.isAlive || this.#secondary.isHung) return;
+    const result = this.#secondary.command(run);
+    this.#hooks.note('tells both nodes');
+    this.#hooks.line(`vm: ${name} to the secondary: ${result.ok ? 'ok' : result.error}`);
+  }
+
   #giveUpLater(attempt: Attempt, phase: Attempt['phase']): void {
-    this.#queue.after(ANSWER_TIMEOUT_US, 'vm', () => {
+    this.#queue.after(this.#options.answerTimeoutUs, 'vm', () => {
       if (this.#attempt !== attempt || attempt.phase !== phase) return;
+      this.#hooks.note('gives up waiting');
       this.#whenAwake(attempt, () => this.#abort(attempt, `no answer to ${phase}`));
     });
   }
@@ -163,6 +183,9 @@ export class VmLayer {
   #abort(attempt: Attempt, reason: string): void {
     if (this.#primary.isAlive && this.#primary.engine.state === 'checkpointing') {
       this.#tell('abort', (engine, nowUs) => engine.checkpointAbort(reason, nowUs));
+      this.#tellSecondary(attempt, 'abort', (engine, nowUs) =>
+        engine.checkpointAbort(reason, nowUs),
+      );
     } else if (this.#primary.isAlive && attempt.isLoaded) {
       // Nobody was told of a begin, but the SVM is no longer what it was.
       this.#tell('reset', (engine, nowUs) => engine.reset(reason, nowUs));
@@ -190,6 +213,8 @@ export class VmLayer {
   onEvent(node: ProxyNode, event: ProxyEvent): void {
     if (node === this.#secondary) {
       if (event.kind === 'failover' && this.#staged !== undefined) this.#discardStaged();
+      // What an earlier connection may have carried reaches it no more; until now it could still commit.
+      if (event.kind === 'peer-up' && this.#stagedBy !== this.#attempt) this.#staged = undefined;
       if (event.kind !== 'checkpoint-committed') return;
       if (this.#staged !== undefined) this.#loadStaged(this.#staged);
       this.#isLoadAnnounced = true;
@@ -203,6 +228,7 @@ export class VmLayer {
       this.#queue.after(0, 'vm', () => this.#copy(attempt));
     } else if (event.kind === 'checkpoint-committed' && attempt.phase === 'commit') {
       this.checkpoints++;
+      this.#hooks.note('committed');
       this.#queue.after(this.#prng.nextBelow(500), 'vm', () => {
         this.#hooks.onPhase('committed');
         this.#over(attempt, 'committed');
@@ -229,6 +255,7 @@ export class VmLayer {
     this.#queue.after(this.#prng.nextBelow(this.#options.copyUsMax + 1), 'vm', () => {
       if (this.#attempt !== attempt || attempt.phase !== 'copy') return;
       if (this.#prng.chance(this.#options.failBeforeLoad)) {
+        this.#hooks.note('fails before the load');
         this.#whenAwake(attempt, () => this.#abort(attempt, 'the copy failed'));
         return;
       }
@@ -248,13 +275,16 @@ export class VmLayer {
     this.isReplacedUntold = true;
     this.#hooks.onLoaded();
     this.#hooks.line('vm: the SVM runs from the copy');
+    this.#tellSecondary(attempt, 'commit', (engine, nowUs) => engine.checkpointCommit(nowUs));
     this.#hooks.onPhase('loaded');
     if (this.#attempt !== attempt) return;
     if (this.#prng.chance(this.#options.failAfterLoad)) {
+      this.#hooks.note('fails after the load');
       this.#whenAwake(attempt, () => this.#abort(attempt, 'failed after the copy'));
       return;
     }
     if (attempt.isResumedFirst && !attempt.isOneMessage) {
+      this.#hooks.note('resumes before the commit');
       // RESUME of the two machines comes in no certain order, and before anybody is told.
       const machines = this.#prng.chance(0.5) ? [this.#pvm, this.#svm] : [this.#svm, this.#pvm];
       machines[0]?.resume();
@@ -271,6 +301,8 @@ export class VmLayer {
   /** The copy is complete, and takes the SVM's place when its node commits: one decision for both. */
   #stage(attempt: Attempt, image: MachineImage): void {
     this.#staged = image;
+    this.#stagedBy = attempt;
+    this.#hooks.note('copy waits for the node');
     this.#hooks.line('vm: the copy waits beside the SVM');
     this.#hooks.onPhase('loaded');
     if (this.#attempt !== attempt) return;
@@ -292,6 +324,7 @@ export class VmLayer {
   }
 
   #discardStaged(): void {
+    this.#hooks.note('waiting copy thrown away');
     this.#hooks.line('vm: throws the copy away');
     this.#staged = undefined;
     this.#svm.resume();
@@ -321,6 +354,7 @@ export class VmLayer {
       return;
     }
     if (!this.#isLoadAnnounced && this.#secondary.isAlive) {
+      this.#hooks.note('told the secondary alone');
       this.#hooks.line('vm: tells the secondary that the SVM runs from the copy');
       this.#secondary.command((engine, nowUs) => engine.checkpointCommit(nowUs));
     } else if (attempt !== undefined && this.#secondary.isAlive && this.#prng.chance(0.5)) {

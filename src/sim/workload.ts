@@ -69,12 +69,15 @@ export function drawPlan(prng: Prng, options: WorkloadOptions): SessionPlan {
     requests[count - 1] = { ...last, flags: last.flags | FLAG_CLOSE };
   }
   if (!isBack && prng.chance(options.resets)) {
-    if (prng.chance(0.5)) ending = 'client-resets';
-    else {
-      ending = 'guest-closes';
+    ending = prng.pick(['client-resets', 'client-aborts', 'guest-closes']);
+    if (ending === 'guest-closes') {
       requests[count - 1] = { ...last, flags: last.flags | FLAG_RESET };
     }
   }
+  // The guest has closed its side, and still gets something.
+  const isHalfClosed = ending === 'guest-closes' && prng.chance(0.4);
+  const afterwards = { flags: 0, bodyBytes: drawSize(prng, 2_000), answerBytes: 0, seed: 1 };
+  if (isHalfClosed) requests.push(afterwards);
   // With answers in any order, only the last one may close, so requests then go one by one.
   const hasEnd = requests.some((request) => (request.flags & (FLAG_CLOSE | FLAG_RESET)) !== 0);
   const isSlowReader = prng.chance(options.slowReaders);
@@ -84,7 +87,7 @@ export function drawPlan(prng: Prng, options: WorkloadOptions): SessionPlan {
     isPipelined: !hasEnd && prng.chance(0.5),
     pauseUs: prng.chance(0.3) ? prng.nextBetween(1, 400) * US_PER_MS : 0,
     readBytes: isSlowReader ? prng.nextBetween(100, 3_000) : 0,
-    readEveryUs: isSlowReader ? prng.nextBetween(1, 60) * US_PER_MS : 0,
+    readEveryUs: isSlowReader ? prng.nextBetween(1, prng.pick([60, 600])) * US_PER_MS : 0,
     hasUrgent: prng.chance(options.urgent),
     closeAfterUs: prng.nextBelow(prng.pick([1_000, 10_000, 100_000])),
   };

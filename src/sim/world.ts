@@ -24,7 +24,7 @@ import { InventionChecker } from './checkers/invention.ts';
 import { LivenessChecker } from './checkers/liveness.ts';
 import { OutputCommitChecker } from './checkers/output-commit.ts';
 import { OwnerChecker } from './checkers/owner.ts';
-import { adoptStream, createRecord, type GuestRecord, recordPacket } from './checkers/record.ts';
+import { createRecord, type GuestRecord, recordPacket } from './checkers/record.ts';
 import { SilenceChecker } from './checkers/silence.ts';
 import { TranslationChecker } from './checkers/translation.ts';
 import { cloneDeep } from './clone.ts';
@@ -33,19 +33,19 @@ import { ClientApplication } from './host/client.ts';
 import { createHostState, Host, type HostState } from './host/host.ts';
 import { SERVICE_PORT, type ServiceMood } from './host/service.ts';
 import { Machine } from './machine.ts';
+import { type Mark, Marks } from './marks.ts';
 import { describeFrame } from './net/describe.ts';
 import { completeOffload } from './net/offload.ts';
 import { hasTcpData, parseIp, type SimFrame } from './net/packet.ts';
 import { Path } from './net/path.ts';
 import { Switch } from './net/switch.ts';
 import { type NodeHooks, ProxyNode } from './node.ts';
-import { drawOptions, type RunOptions } from './options.ts';
+import { openOldConnections } from './old-connections.ts';
+import { type DEATH_PHASES, drawOptions, type RunOptions } from './options.ts';
 import { PeerLink } from './peer-link.ts';
-import { createConnection, type TcpConnection } from './tcp/connection.ts';
-import { joinOld } from './tcp/join-old.ts';
 import type { Trace } from './trace.ts';
 import { type CheckpointPhase, VmLayer } from './vm-layer.ts';
-import { CLIENT_LISTEN_PORT, drawPlan } from './workload.ts';
+import { CLIENT_LISTEN_PORT } from './workload.ts';
 
 const GUEST_MAC = '525400000001';
 const GUEST_IP4 = '0a000001';
@@ -54,6 +54,13 @@ const GUEST_IP6 = 'fd000000000000000000000000000001';
 /** The arbiter asks the secondary to take over for this long. */
 const TAKE_OVER_TRIES = 400;
 const TAKE_OVER_AGAIN_US: Micros = 50 * US_PER_MS;
+
+/** When a node dies. */
+type Moment = (typeof DEATH_PHASES)[number] | 'any';
+
+function momentText(when: Moment): string {
+  return when === 'any' ? 'at any event' : `in the checkpoint phase ${when}`;
+}
 
 /** A guarantee that does not hold. */
 export interface Broken {
@@ -80,6 +87,7 @@ export interface Client extends ClientView {
 export class World implements Witness {
   readonly queue = new EventQueue();
   readonly trace: Trace;
+  readonly marks = new Marks();
   readonly prng: Prng;
   readonly options: RunOptions;
   readonly clients: Client[] = [];
@@ -98,6 +106,8 @@ export class World implements Witness {
   #records: { pvm: GuestRecord; svm: GuestRecord; saved: GuestRecord | undefined };
   brokenBy: Broken | undefined;
   isSvmSynced = false;
+  /** An operator has reset the secondary: until the next commit it must refuse to take over. */
+  isSecondaryReset = false;
   svmLostUs: Micros = 0;
   /** The primary protects: also while a checkpoint is under way, unless that is the first. */
   #isProtected = false;
@@ -156,11 +166,12 @@ export class World implements Witness {
       this.primary,
       this.secondary,
       (node, kind, frame) => this.#follow(`link ${kind} > ${node.name}`, frame),
+      this.marks,
     );
     this.vm = this.#makeVmLayer();
     for (let i = 0; i < this.options.clients; i++) this.#addClient(i);
     this.#checkers = this.#makeCheckers();
-    this.#openOldConnections();
+    openOldConnections(this);
   }
 
   #makeCheckers(): Checker[] {
@@ -272,19 +283,24 @@ export class World implements Witness {
     // Not near each other's: a frame that waited in the SVM's card while its state was replaced still has the old numbers,
     // and must not fit by chance (docs/SIMULATOR.md, what is left out).
     const isnAnchor = name === 'pvm' ? 0x1_0000_0000 : 0x8000_0000;
-    return new Machine(
+    const entropy = this.prng.fork();
+    const machine = new Machine(
       name,
       this.#guestState(),
       mood,
       this.queue,
-      this.prng.fork(),
+      entropy,
       isnAnchor,
       emit,
     );
+    machine.host.marks = this.marks;
+    return machine;
   }
 
   #path(name: string, kind: 'clientPath' | 'guestPath', deliver: (frame: SimFrame) => void): Path {
-    return new Path(name, this.options[kind], this.queue, this.prng.fork(), deliver);
+    const path = new Path(name, this.options[kind], this.queue, this.prng.fork(), deliver);
+    path.observe(this.marks, kind === 'clientPath' ? 'clients' : 'guests');
+    return path;
   }
 
   #attachNode(node: ProxyNode): { to: Path; from: Path } {
@@ -334,6 +350,8 @@ export class World implements Witness {
     const host = new Host(`client${index}`, state, application, this.prng.fork(), (frame) => {
       for (const part of completeOffload(frame)) toSwitch.send(part);
     });
+    host.marks = this.marks;
+    host.side = 'client';
     const timer = { atUs: NEVER as Micros, generation: 0 };
     const reschedule = (): void => {
       const atUs = host.deadlineUs();
@@ -378,12 +396,12 @@ export class World implements Witness {
           this.phaseScript?.(phase);
           if (phase === this.deathPhase && this.primary.isAlive) {
             this.deathPhase = '';
-            this.killPrimary(`in the checkpoint phase ${phase}`);
+            this.killPrimary(phase);
           }
           if (phase === this.secondaryDeath?.phase) {
             const { restartUs } = this.secondaryDeath;
             this.secondaryDeath = undefined;
-            this.killSecondary(restartUs);
+            this.killSecondary(restartUs, phase);
           }
         },
         onSaved: () => {
@@ -394,6 +412,8 @@ export class World implements Witness {
           this.isSvmSynced = true;
         },
         drainPrimary: () => this.#drain(this.primaryGuest.from, this.primary),
+        drainSecondary: () => this.#drain(this.secondaryGuest.from, this.secondary),
+        note: (what) => this.marks.hit(`vm: ${what}`),
         line: (text) => this.line(text),
       },
     );
@@ -427,6 +447,8 @@ export class World implements Witness {
             this.#isProtected = to === 'protected';
           }
         }
+        if (node === this.secondary && event.kind === 'checkpoint-committed')
+          this.isSecondaryReset = false;
         this.vm.onEvent(node, event);
         for (const checker of this.#checkers) checker.onEvent?.(node, event);
       },
@@ -443,6 +465,7 @@ export class World implements Witness {
   #onRequest(node: ProxyNode, request: CheckpointRequest): void {
     if (node !== this.primary) return;
     this.isRequestOpen = true;
+    this.marks.hit(`cause: ${request.cause}`);
     for (const checker of this.#checkers) checker.onRequest?.(request);
     this.line(`request ${request.id}: ${request.cause} ${request.flow} at ${request.offset}`);
     this.vm.request();
@@ -468,6 +491,14 @@ export class World implements Witness {
     (isPrimary ? this.primaryGuest : this.secondaryGuest).from.send(frame);
   }
 
+  /** Counts what the node's engine has counted; once in the life of each. */
+  noteEngine(node: ProxyNode): void {
+    const { dropped, counters } = node.engine.status(node.nowUs);
+    for (const [name, count] of Object.entries({ ...counters, ...dropped })) {
+      if (count > 0) this.marks.hit(`${node.role} ${name}` as Mark);
+    }
+  }
+
   /** Bounds on times do not count before this. */
   disturb(durationUs: Micros): void {
     this.disturbedUs = Math.max(this.disturbedUs, this.queue.nowUs + durationUs);
@@ -480,18 +511,24 @@ export class World implements Witness {
    *
    * @param isHostDead otherwise its system closes the sockets, after what was written has arrived
    */
-  killPrimary(when: string, isHostDead = this.prng.chance(0.5)): void {
+  killPrimary(when: Moment, isHostDead = this.prng.chance(0.5)): void {
     if (!this.primary.isAlive) return;
     const { state } = this.primary.engine;
-    this.line(`FAULT primary dies ${when}; it was ${state}`);
+    this.line(`FAULT primary dies, ${momentText(when)}; it was ${state}`);
+    this.marks.hit(`primary dies: ${when}`);
+    this.noteEngine(this.primary);
     this.primary.kill();
     this.pvm.kill();
     this.link.onNodeDead(this.primary, isHostDead);
-    const hasSurvivor = this.#isProtected && this.secondary.isAlive && this.isSvmSynced;
+    const isReplica = this.isSvmSynced && !this.isSecondaryReset;
+    const hasSurvivor = this.#isProtected && this.secondary.isAlive && isReplica;
     this.queue.after(this.prng.nextBelow(this.options.arbiterUsMax + 1), 'arbiter', () => {
       this.vm.onPrimaryDead();
       if (hasSurvivor && this.secondary.isAlive) this.#takeOver(1);
-      else this.isOutage = true;
+      else {
+        this.isOutage = true;
+        this.marks.hit('outage: the primary died unprotected');
+      }
     });
   }
 
@@ -505,6 +542,9 @@ export class World implements Witness {
     const result = this.secondary.command((engine, nowUs) => engine.failover(false, nowUs));
     this.line(`arbiter: failover: ${result.ok ? 'ok' : result.error}`);
     if (result.ok) {
+      this.marks.hit(
+        tries === 1 ? 'failover' : 'failover beside a connected peer refused, then accepted',
+      );
       for (const checker of this.#checkers) checker.onFailover?.();
       return;
     }
@@ -516,9 +556,11 @@ export class World implements Witness {
     this.queue.after(TAKE_OVER_AGAIN_US, 'arbiter', () => this.#takeOver(tries + 1));
   }
 
-  killSecondary(restartUs: Micros): void {
+  killSecondary(restartUs: Micros, when: Moment): void {
     if (!this.secondary.isAlive || this.isFailoverGranted || !this.primary.isAlive) return;
-    this.line('FAULT secondary dies');
+    this.line(`FAULT secondary dies, ${momentText(when)}`);
+    this.marks.hit(`secondary dies: ${when}`);
+    this.noteEngine(this.secondary);
     this.secondary.kill();
     this.svm.kill();
     this.isSvmSynced = false;
@@ -527,57 +569,10 @@ export class World implements Witness {
     this.vm.onSecondaryDead();
     this.queue.after(restartUs, 'secondary-boots', () => {
       this.line('the secondary boots');
+      this.marks.hit('secondary comes back');
       this.svm.boot(this.#guestState());
       this.secondary.restart();
       this.link.onNodeStarted(this.secondary);
     });
-  }
-
-  // ------------------------------------------------------------------ connections older than the run
-
-  /** Connections between clients and the PVM with streams far beyond 4 GiB: positions no longer fit in 32 bits. */
-  #openOldConnections(): void {
-    const prng = this.prng.fork();
-    for (let i = 0; i < this.options.workload.oldConnections; i++) {
-      const client = prng.pick(this.clients);
-      const ports = { client: 30_000 + i, guest: SERVICE_PORT };
-      const own = this.#oldConnection(prng, client.host.state.tcp, {
-        local: client.host.state.ip4,
-        remote: GUEST_IP4,
-        localPort: ports.client,
-        remotePort: ports.guest,
-      });
-      const guests = this.#oldConnection(prng, this.options.guestTcp, {
-        local: GUEST_IP4,
-        remote: client.host.state.ip4,
-        localPort: ports.guest,
-        remotePort: ports.client,
-      });
-      joinOld(own, guests);
-      joinOld(guests, own);
-      const clientKey = `${GUEST_IP4}:${ports.guest}:${ports.client}`;
-      const guestKey = `${client.host.state.ip4}:${ports.client}:${ports.guest}`;
-      client.host.state.connections.set(clientKey, own);
-      this.pvm.host.state.connections.set(guestKey, guests);
-      adoptStream(this.#records.pvm, guestKey, guests);
-      client.application.adopt(client.host, clientKey, drawPlan(prng, this.options.workload));
-      client.host.state.application.deadlineUs = 0;
-      client.reschedule();
-    }
-  }
-
-  #oldConnection(
-    prng: Prng,
-    tcp: HostState['tcp'],
-    addresses: Parameters<typeof createConnection>[1],
-  ): TcpConnection {
-    const connection = createConnection(tcp, addresses, 'established', prng);
-    // Just below, at or beyond a multiple of 2^32.
-    const position = prng.nextBetween(1, 3) * 0x1_0000_0000 - prng.nextBelow(30_000);
-    connection.sndUna = position;
-    connection.sndNxt = position;
-    connection.sndMax = position;
-    connection.sendBase = position;
-    return connection;
   }
 }

@@ -54,6 +54,39 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     'const syn = this.#primarySyn === NO_SYN ? this.#secondarySyn : this.#primarySyn;',
     'const syn = this.#primarySyn;',
   ),
+  {
+    scenario: 'syn-bit-in-the-middle',
+    edits: [
+      {
+        file: 'src/proxy/primary-syn.ts',
+        search: '    if (info.isFragment || !isTransportChecksumRight(info)) return false;\n',
+        replace: '',
+      },
+      {
+        file: 'src/proxy/primary-syn.ts',
+        search: '    if (!isOpening || this.#clientScales !== undefined) return false;\n',
+        replace: '',
+      },
+      {
+        file: 'src/proxy/primary-syn.ts',
+        search:
+          '    if (isAnswer && info.ack !== seqAdd(this.#primaryIsn >>> 0, 1)) return false;\n',
+        replace: '',
+      },
+    ],
+  },
+  mutant(
+    'repeat-of-a-part',
+    TCP,
+    'if (!segment.isRepeat || seqBefore(head.seq, segment.seq) || !this.#mayGo(segment)) continue;',
+    'if (!segment.isRepeat || !seqBefore(segment.seq, head.seq) || !this.#mayGo(segment)) continue;',
+  ),
+  mutant(
+    'handshake-at-a-commit',
+    FLOW,
+    '    if (this.primaryIsn === undefined) this.clientIsn = undefined;\n',
+    '',
+  ),
   mutant(
     'handshake-lost-with-the-primary',
     FLOW,

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { joinFragments } from '../host/host.ts';
+import { joinFragments } from '../host/fragments.ts';
 import {
   type IpPacket,
   PROTOCOL_ICMPV6,
@@ -26,6 +26,8 @@ export interface StreamRecord {
   base: number;
   bytes: Uint8Array;
   count: number;
+  /** What was sent behind a gap: before that, segments were lost inside the guest, without reaching its card. */
+  beyond: { start: number; bytes: Uint8Array }[];
   fin: number;
   resets: number;
   hasAck: boolean;
@@ -36,6 +38,8 @@ export interface StreamRecord {
   /** Every SACK block ever reported, edges in pairs. */
   sacked: number[];
   scale: number;
+  /** The connection before this one at the same ports: of it the primary may still hold something. */
+  previous: StreamRecord | undefined;
 }
 
 export interface GuestRecord {
@@ -63,6 +67,7 @@ function blankStream(): StreamRecord {
     base: 1,
     bytes: new Uint8Array(256),
     count: 0,
+    beyond: [],
     fin: -1,
     resets: 0,
     hasAck: false,
@@ -70,6 +75,7 @@ function blankStream(): StreamRecord {
     edgeMax: 0,
     sacked: [],
     scale: 0,
+    previous: undefined,
   };
 }
 
@@ -83,10 +89,28 @@ export function sentEnd(stream: StreamRecord): number {
   return stream.base + stream.count;
 }
 
+/** Position after the last byte sent, gaps before it or not. */
+export function sentMax(stream: StreamRecord): number {
+  const ends = stream.beyond.map(({ start, bytes }) => start + bytes.length);
+  return Math.max(sentEnd(stream), ...ends);
+}
+
 /** Position of a sequence number of the guest, near the end of what it has sent. */
 export function positionOf(stream: StreamRecord, seq: number): number {
   const end = sentEnd(stream);
   return end + ((seq - ((stream.isn + end) >>> 0)) | 0);
+}
+
+/** Of this connection and the one before: that of which the guest has sent a segment with this number. */
+export function generationOf(stream: StreamRecord, seq: number): StreamRecord {
+  const { previous } = stream;
+  if (previous === undefined || isOf(stream, seq) || !isOf(previous, seq)) return stream;
+  return previous;
+}
+
+function isOf(stream: StreamRecord, seq: number): boolean {
+  const position = positionOf(stream, seq);
+  return position >= 0 && position <= sentMax(stream);
 }
 
 /** The byte at `position`; -1 when it was never sent. */
@@ -123,7 +147,8 @@ export function recordSegment(
   if (stream === undefined || isNew) {
     // A RST of the connection before this one may still be on its way.
     const resets = stream?.resets ?? 0;
-    stream = { ...blankStream(), resets };
+    const previous = stream === undefined ? undefined : { ...stream, previous: undefined };
+    stream = { ...blankStream(), resets, previous };
     record.streams.set(key, stream);
   }
   if (isSyn && !stream.hasIsn) {
@@ -198,9 +223,23 @@ function recordBytes(stream: StreamRecord, segment: TcpSegment): void {
   const start = positionOf(stream, segment.seq);
   const end = start + segment.payload.length;
   if ((segment.flags & FIN) !== 0) stream.fin = end;
+  addBytes(stream, start, segment.payload);
+  // What was sent behind the gap is in its place now.
+  const waiting = stream.beyond.sort((a, b) => a.start - b.start);
+  while (waiting.length > 0 && waiting[0]!.start <= sentEnd(stream)) {
+    const piece = waiting.shift()!;
+    addBytes(stream, piece.start, piece.bytes);
+  }
+}
+
+function addBytes(stream: StreamRecord, start: number, bytes: Uint8Array): void {
   const known = sentEnd(stream);
-  if (end <= known || start > known) return;
-  const fresh = segment.payload.subarray(known - start);
+  if (start + bytes.length <= known) return;
+  if (start > known) {
+    stream.beyond.push({ start, bytes: bytes.slice() });
+    return;
+  }
+  const fresh = bytes.subarray(known - start);
   const needed = stream.count + fresh.length;
   if (needed > stream.bytes.length) {
     const larger = new Uint8Array(Math.max(needed, stream.bytes.length * 2));

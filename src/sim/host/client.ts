@@ -33,6 +33,7 @@ export type Ending =
   | 'both-close'
   | 'guest-closes'
   | 'client-resets'
+  | 'client-aborts'
   | 'stays-open';
 
 /** What a session is to do. */
@@ -47,7 +48,7 @@ export interface SessionPlan {
   readonly readBytes: number;
   readonly readEveryUs: Micros;
   readonly hasUrgent: boolean;
-  /** With `both-close`: the client closes so long after its last request, whatever the guest does. */
+  /** With `both-close` and `client-aborts`: the client ends it so long after its last request, whatever the guest does. */
   readonly closeAfterUs: Micros;
 }
 
@@ -68,7 +69,7 @@ export interface Session {
   receivedCount: number;
   nextSendUs: Micros;
   nextReadUs: Micros;
-  /** With `both-close`; NEVER before the last request. */
+  /** With `both-close` and `client-aborts`; NEVER before the last request. */
   closeAtUs: Micros;
   isClosing: boolean;
   isDone: boolean;
@@ -99,6 +100,11 @@ export function expectedBytes(plan: SessionPlan): number {
   return sum;
 }
 
+/** Does the client end the session when its time has come, and not by what it has received? */
+function endsByItself(plan: SessionPlan): boolean {
+  return plan.ending === 'both-close' || plan.ending === 'client-aborts';
+}
+
 /** What a client does with a connection that the guest opens: reads until the guest closes. */
 const INBOUND_PLAN: SessionPlan = {
   requests: [],
@@ -124,6 +130,8 @@ export class ClientApplication implements Application {
   /** Every host.connect is followed by this, so that the session exists before the first answer. */
   start(host: Host, guest: string, plan: SessionPlan, localPort: number): Session {
     const key = host.connect(guest, SERVICE_PORT, localPort);
+    host.marks.hit(guest.length === 8 ? 'session over IPv4' : 'session over IPv6');
+    if (host.state.vlan !== 0) host.marks.hit('session in a VLAN');
     return this.#adopt(host, key, host.state.connections.get(key)!, plan, false);
   }
 
@@ -258,12 +266,14 @@ export class ClientApplication implements Application {
     const isAllSent = session.sentRequests === plan.requests.length;
     const isAllHere = session.receivedCount >= expectedBytes(plan);
     if (!isAllSent) return;
-    const isTime = plan.ending === 'both-close' && host.nowUs >= session.closeAtUs;
-    const isEarly = plan.ending === 'half-close-early' || isTime;
+    const isTime = endsByItself(plan) && host.nowUs >= session.closeAtUs;
+    const isAborted = plan.ending === 'client-aborts' && isTime;
+    if (isAborted && !isAllHere) host.marks.hit('client resets in the middle');
+    const isEarly = plan.ending === 'half-close-early' || (isTime && !isAborted);
     if (isEarly || (plan.ending === 'client-closes' && isAllHere)) {
       tcpClose(connection);
       session.isClosing = true;
-    } else if (plan.ending === 'client-resets' && isAllHere) {
+    } else if (isAborted || (plan.ending === 'client-resets' && isAllHere)) {
       tcpAbort(connection, host.io);
       session.isClosing = true;
     }
@@ -308,9 +318,11 @@ export class ClientApplication implements Application {
     if (!probe.isEcho) {
       const payload = probe.payload.slice();
       payload[1] = probe.id;
+      host.marks.hit('datagram');
       host.sendDatagram(probe.dst, 20_000 + (probe.id % 2), SERVICE_PORT, payload);
       return;
     }
+    host.marks.hit('echo request');
     const body = new Uint8Array(8 + probe.payload.length);
     body[0] = probe.dst.length === 8 ? 8 : 128;
     writeU16(body, 4, probe.id);
@@ -367,7 +379,7 @@ export class ClientApplication implements Application {
       if (session.isDone) continue;
       if (session.nextSendUs > 0 && this.#maySend(session))
         next = Math.min(next, session.nextSendUs);
-      if (session.plan.ending === 'both-close' && !session.isClosing)
+      if (endsByItself(session.plan) && !session.isClosing)
         next = Math.min(next, session.closeAtUs);
       if (session.connection.received.length > 0) next = Math.min(next, session.nextReadUs);
     }
@@ -393,6 +405,7 @@ export function datagramRequest(
 export function isResetPlanned(plan: SessionPlan): boolean {
   return (
     plan.ending === 'client-resets' ||
+    plan.ending === 'client-aborts' ||
     plan.requests.some((request) => (request.flags & FLAG_RESET) !== 0)
   );
 }

@@ -6,6 +6,7 @@
  */
 import type { Prng } from '../../base/prng.ts';
 import { type Micros, NEVER } from '../../base/time.ts';
+import { Marks, type TcpFeature } from '../marks.ts';
 import {
   BROADCAST_MAC,
   ETHER_ARP,
@@ -34,6 +35,7 @@ import {
   tcpDeadlineUs,
 } from '../tcp/connection.ts';
 import { acceptSyn, tcpInput } from '../tcp/input.ts';
+import { noteSegment } from '../tcp/note-segment.ts';
 import { sendSyn, tcpOutput, tcpTimers } from '../tcp/output.ts';
 import {
   ACK,
@@ -45,6 +47,7 @@ import {
   segmentLength,
   type TcpSegment,
 } from '../tcp/segment.ts';
+import { joinFragments } from './fragments.ts';
 import { heedTooBig } from './path-mtu.ts';
 
 /** How often an unanswered ARP or ND question is asked again. */
@@ -109,7 +112,8 @@ export interface ServiceState {
   bodyRead: number;
   request: { flags: number; bodyBytes: number; answerBytes: number; seed: number } | undefined;
   answers: Answer[];
-  readSlowly: boolean;
+  /** Above 0: it reads little, and only so often. */
+  readEveryUs: Micros;
   nextReadUs: Micros;
 }
 
@@ -175,6 +179,8 @@ export class Host {
   readonly #emit: (frame: SimFrame) => void;
   /** Near which number many ISNs lie; see createConnection. */
   readonly #isnAnchor: number;
+  marks = new Marks();
+  side: 'client' | 'guest' = 'guest';
   /** The host's own clock during a call. */
   nowUs: Micros = 0;
 
@@ -199,7 +205,12 @@ export class Host {
       nowUs: this.nowUs,
       entropy: this.entropy,
       emit: (connection, segment) => this.#sendSegment(connection, segment),
+      note: (feature) => this.noteTcp(feature),
     };
+  }
+
+  noteTcp(feature: TcpFeature): void {
+    this.marks.hit(`${this.side} ${feature}`);
   }
 
   /** When `timers` is wanted next, by the host's clock. */
@@ -287,7 +298,7 @@ export class Host {
 
   #inputTransport(packet: IpPacket): void {
     if (packet.protocol === PROTOCOL_TCP) this.#inputTcp(packet);
-    else if (heedTooBig(this.state, packet)) return;
+    else if (heedTooBig(this, packet)) return;
     else if (packet.protocol === PROTOCOL_UDP && packet.payload.length >= 8) {
       const { payload } = packet;
       const count = Math.min(readU16(payload, 4), payload.length);
@@ -456,6 +467,7 @@ export class Host {
 
   #sendSegment(connection: TcpConnection, segment: TcpSegment): void {
     const isLong = segment.payload.length > connection.mss;
+    noteSegment(connection, segment, this.io);
     this.send({
       dst: connection.remoteAddress,
       protocol: PROTOCOL_TCP,
@@ -500,6 +512,7 @@ export class Host {
     }
     const { mac, ip4, vlan } = this.state;
     if (ip.length === 8) {
+      this.marks.hit('address resolution by ARP');
       this.#emit(
         emitArp({
           srcMac: mac,
@@ -514,6 +527,7 @@ export class Host {
       );
       return;
     }
+    this.marks.hit('address resolution by neighbour discovery');
     const tail = ip.slice(-6);
     this.#emitPacket(
       `3333ff${tail}`,
@@ -568,6 +582,7 @@ export class Host {
       this.#emit(emitIp({ ...base, partialChecksum, gsoBytes: item.gsoBytes }, item.payload));
       return;
     }
+    this.marks.hit('datagram in fragments');
     // The checksum covers the whole datagram: build it once, then cut.
     const whole = parseIp(emitIp(base, item.payload))!;
     const pieceBytes = (state.mtu - headerBytes - 8) & ~7;
@@ -577,22 +592,4 @@ export class Host {
       this.#emit(emitIp({ ...base, fragmentOffset: at, moreFragments }, piece));
     }
   }
-}
-
-/** The datagram that these fragments make; undefined while one is missing. */
-export function joinFragments(pieces: readonly IpPacket[]): IpPacket | undefined {
-  const last = pieces.find((piece) => !piece.moreFragments);
-  if (last === undefined) return undefined;
-  const payload = new Uint8Array(last.fragmentOffset + last.payload.length);
-  const sorted = [...pieces].sort((a, b) => a.fragmentOffset - b.fragmentOffset);
-  let covered = 0;
-  for (const piece of sorted) {
-    if (piece.fragmentOffset > covered) return undefined;
-    if (piece.fragmentOffset + piece.payload.length > payload.length) return undefined;
-    payload.set(piece.payload, piece.fragmentOffset);
-    covered = Math.max(covered, piece.fragmentOffset + piece.payload.length);
-  }
-  if (covered < payload.length) return undefined;
-  const first = sorted[0]!;
-  return { ...first, payload, fragmentOffset: 0, moreFragments: false };
 }

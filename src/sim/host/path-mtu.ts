@@ -17,7 +17,7 @@ import {
   type SimFrame,
   writeU32,
 } from '../net/packet.ts';
-import type { HostState } from './host.ts';
+import type { Host } from './host.ts';
 
 const UNREACHABLE = 3;
 const FRAGMENTATION_NEEDED = 4;
@@ -88,16 +88,17 @@ export function tcpQuoteOf(packet: IpPacket): TcpQuote | undefined {
  * Lowers the MSS of the connection that the error is about; true when the packet is such an error. As with Linux, one that quotes a
  * number which is not under way is ignored (RFC 5927 §4.1).
  */
-export function heedTooBig(state: HostState, packet: IpPacket): boolean {
+export function heedTooBig(host: Host, packet: IpPacket): boolean {
   const quote = tcpQuoteOf(packet);
   if (quote === undefined) return false;
   const key = `${quote.remote}:${quote.remotePort}:${quote.localPort}`;
-  const connection = state.connections.get(key);
+  const connection = host.state.connections.get(key);
   if (connection === undefined) return true;
   const { iss, sndMax, sndUna } = connection;
   const position = sndMax + ((quote.seq - iss - sndMax) | 0);
   if (position < sndUna || position >= sndMax) return true;
   const fits = quote.mtu - ipHeaderBytes(quote.remote) - TCP_HEADER_BYTES;
+  if (fits < connection.mss) host.noteTcp('lowers its MSS for a narrow path');
   connection.mss = Math.min(connection.mss, Math.max(fits, MSS_MIN));
   return true;
 }

@@ -43,10 +43,12 @@ export const SIMULTANEOUS_PORTS = 1_000;
 const SEND_BUFFER_BYTES_MAX = 65_536;
 const SLOW_READ_BYTES = 700;
 const SLOW_READ_EVERY_US: Micros = 30_000;
+/** So long that the other side probes the closed window. */
+const VERY_SLOW_READ_EVERY_US: Micros = 450_000;
 
 /** Instance properties of one guest: not copied by a checkpoint. */
 export interface ServiceMood {
-  /** Requests are read but not answered before this (the guest's clock). */
+  /** Nothing is read or answered before this (the guest's clock). */
   stuckUntilUs: Micros;
   /** Longest thinking time of a slow answer. */
   thinkUsMax: Micros;
@@ -65,7 +67,7 @@ function blankService(): ServiceState {
     bodyRead: 0,
     request: undefined,
     answers: [],
-    readSlowly: false,
+    readEveryUs: 0,
     nextReadUs: 0,
   };
 }
@@ -111,8 +113,8 @@ export class GuestService implements Application {
     for (const [key, service] of host.state.application.services) {
       const connection = host.state.connections.get(key);
       if (connection === undefined) continue;
-      if (service.readSlowly && connection.received.length > 0)
-        next = Math.min(next, service.nextReadUs);
+      if (connection.received.length > 0)
+        next = Math.min(next, Math.max(service.nextReadUs, this.mood.stuckUntilUs));
       if (connection.sendCount >= SEND_BUFFER_BYTES_MAX) continue;
       for (const answer of service.answers) {
         next = Math.min(next, Math.max(answer.readyUs, this.mood.stuckUntilUs));
@@ -122,10 +124,12 @@ export class GuestService implements Application {
   }
 
   #read(host: Host, service: ServiceState, connection: TcpConnection): void {
-    const isSlow = service.readSlowly && !this.mood.isHurried;
+    if (host.nowUs < this.mood.stuckUntilUs) return;
+    const isSlow = service.readEveryUs > 0 && !this.mood.isHurried;
     if (isSlow) {
       if (host.nowUs < service.nextReadUs) return;
-      service.nextReadUs = host.nowUs + SLOW_READ_EVERY_US;
+      service.nextReadUs = host.nowUs + service.readEveryUs;
+      if (connection.received.length > SLOW_READ_BYTES) host.marks.hit('service reads slowly');
     }
     const bytes = tcpRead(connection, isSlow ? SLOW_READ_BYTES : 1 << 30);
     let at = 0;
@@ -155,7 +159,8 @@ export class GuestService implements Application {
     service.request = { ...request };
     service.bodyLeft = request.bodyBytes;
     service.bodyRead = 0;
-    if ((request.flags & FLAG_READ_SLOWLY) !== 0) service.readSlowly = true;
+    if ((request.flags & FLAG_READ_SLOWLY) === 0) return;
+    service.readEveryUs = (request.seed & 3) === 3 ? VERY_SLOW_READ_EVERY_US : SLOW_READ_EVERY_US;
   }
 
   #checkBody(host: Host, service: ServiceState, bytes: Uint8Array): void {
@@ -174,17 +179,26 @@ export class GuestService implements Application {
       return;
     }
     const slow = (flags & FLAG_SLOW) !== 0;
+    if (slow) host.marks.hit('answer slow');
     service.answers.push(this.#makeAnswer(host, flags, seed, answerBytes, slow));
   }
 
   #makeAnswer(host: Host, flags: number, seed: number, count: number, slow: boolean): Answer {
+    let end = flags;
     const prefix = new Uint8Array(Math.min(8, count));
     prefix.set(content(seed, 0, prefix.length));
-    if ((flags & FLAG_TOKEN) !== 0) host.entropy.fill(prefix);
-    if ((flags & FLAG_CLOCK) !== 0 && count >= 8)
+    if ((flags & FLAG_TOKEN) !== 0) {
+      host.entropy.fill(prefix);
+      host.marks.hit('answer with a token');
+    }
+    if ((flags & FLAG_CLOCK) !== 0 && count >= 8) {
       writeU32(prefix, 4, Math.floor(host.nowUs / 1000) >>> 0);
+      host.marks.hit('answer with the clock');
+    }
     if (this.mood.divergence > 0 && count > 0 && host.entropy.chance(this.mood.divergence)) {
-      prefix[host.entropy.nextBelow(prefix.length)]! ^= 0x40;
+      if (host.entropy.chance(0.3)) end |= FLAG_CLOSE;
+      else prefix[host.entropy.nextBelow(prefix.length)]! ^= 0x40;
+      host.marks.hit('answer wrong by itself');
     }
     return {
       readyUs: host.nowUs + (slow ? host.entropy.nextBelow(this.mood.thinkUsMax + 1) : 0),
@@ -192,7 +206,7 @@ export class GuestService implements Application {
       seed,
       at: 0,
       count,
-      flags,
+      flags: end,
     };
   }
 
@@ -205,6 +219,7 @@ export class GuestService implements Application {
     let localPort = host.state.ephemeralPort++;
     if (this.mood.randomPort > 0 && host.entropy.chance(this.mood.randomPort)) {
       localPort = host.entropy.nextBetween(50_000, 60_000);
+      host.marks.hit('port chosen at random');
     }
     this.#open(host, remote, remotePort, localPort, seed, count);
   }
@@ -222,18 +237,23 @@ export class GuestService implements Application {
     const service = blankService();
     service.answers.push(this.#makeAnswer(host, FLAG_CLOSE, seed, count, false));
     host.state.application.services.set(key, service);
+    host.marks.hit('connection back to a client');
     host.connect(remote, remotePort, localPort);
   }
 
   /** Writes what is ready. An answer that was begun is finished before another one. */
   #write(host: Host, service: ServiceState, connection: TcpConnection): void {
-    if (host.nowUs < this.mood.stuckUntilUs) return;
+    if (host.nowUs < this.mood.stuckUntilUs) {
+      if (service.answers.length > 0) host.marks.hit('service stuck');
+      return;
+    }
     for (;;) {
       if (!canWrite(connection)) break;
       const begun = service.answers.find((answer) => answer.at > 0);
       const ready = service.answers.filter((answer) => answer.readyUs <= host.nowUs);
       const answer = begun ?? ready.sort((a, b) => a.readyUs - b.readyUs)[0];
       if (answer === undefined || connection.sendCount >= SEND_BUFFER_BYTES_MAX) return;
+      if (answer !== service.answers[0]) host.marks.hit('answers in another order');
       this.#writeSome(answer, connection);
       if (answer.at < answer.count) return;
       service.answers = service.answers.filter((item) => item !== answer);

@@ -7,6 +7,7 @@ import type { Prng } from '../../base/prng.ts';
 import type { Micros } from '../../base/time.ts';
 import { VNET_HDR_BYTES } from '../../limits.ts';
 import type { EventQueue, ScheduledEvent } from '../event-queue.ts';
+import type { Marks } from '../marks.ts';
 import { ETHER_IPV4, ETHER_IPV6, parseHead, type SimFrame } from './packet.ts';
 
 /** Probabilities per frame, and delays. */
@@ -29,6 +30,9 @@ export interface FrameFate {
   readonly frame?: SimFrame;
 }
 
+/** What befalls a frame on a link. */
+export type LinkFault = 'lost' | 'duplicated' | 'overtaken' | 'cut off' | 'damaged';
+
 /** Bytes after the Ethernet header in which corruption strikes: tag, IP and transport headers with options. */
 const CORRUPTED_BYTES = 80;
 
@@ -43,6 +47,7 @@ export class Path {
   /** What a scenario does to single frames; without one, or undefined from it, the frame goes its ordinary way. */
   script: ((frame: SimFrame) => FrameFate | undefined) | undefined = undefined;
   #lastUs: Micros = 0;
+  #note: (what: LinkFault) => void = () => {};
   readonly #underWay = new Set<ScheduledEvent>();
   readonly #queue: EventQueue;
   readonly #prng: Prng;
@@ -62,6 +67,11 @@ export class Path {
     this.#deliver = deliver;
   }
 
+  /** Counts the faults that frames meet, as those of this kind of link. */
+  observe(marks: Marks, kind: 'clients' | 'guests'): void {
+    this.#note = (what) => marks.hit(`${kind}: frame ${what}`);
+  }
+
   /** Faults stop: only delay remains. */
   heal(): void {
     this.isCut = false;
@@ -74,15 +84,22 @@ export class Path {
 
   send(frame: SimFrame): void {
     const { loss, duplicate } = this.impairments;
+    if (this.isCut) this.#note('cut off');
     if (this.isCut || this.#underWay.size >= FRAMES_MAX) return;
     const fate = this.script?.(frame);
     if (fate !== undefined) {
       this.#sendScripted(frame, fate);
       return;
     }
-    if (loss > 0 && this.#prng.chance(loss)) return;
+    if (loss > 0 && this.#prng.chance(loss)) {
+      this.#note('lost');
+      return;
+    }
     this.#sendOne(frame);
-    if (duplicate > 0 && this.#prng.chance(duplicate)) this.#sendOne(frame);
+    if (duplicate > 0 && this.#prng.chance(duplicate)) {
+      this.#note('duplicated');
+      this.#sendOne(frame);
+    }
   }
 
   #sendScripted(original: SimFrame, fate: FrameFate): void {
@@ -97,11 +114,13 @@ export class Path {
     let atUs = this.#queue.nowUs + this.#prng.nextBetween(delayUsMin, delayUsMax);
     if (reorder > 0 && this.#prng.chance(reorder)) {
       atUs += this.#prng.nextBelow(reorderUsMax + 1);
+      this.#note('overtaken');
     } else {
       atUs = Math.max(atUs, this.#lastUs);
       this.#lastUs = atUs;
     }
     const isDamaged = corrupt > 0 && this.#prng.chance(corrupt);
+    if (isDamaged) this.#note('damaged');
     const frame = isDamaged ? this.#corrupted(original) : original;
     this.#arrive(atUs, frame);
   }

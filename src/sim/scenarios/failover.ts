@@ -3,10 +3,10 @@
  *
  * @module
  */
-import { US_PER_MS } from '../../base/time.ts';
+import { US_PER_MS, US_PER_S } from '../../base/time.ts';
 import type { Session } from '../host/client.ts';
 import { FLAG_CLOSE } from '../host/content.ts';
-import { parseArp } from '../net/packet.ts';
+import { parseArp, type SimFrame } from '../net/packet.ts';
 import { ACK, FIN, SYN } from '../tcp/segment.ts';
 import { PROTECTED_MS, plan, request, type Scenario, type Stage } from './scenario.ts';
 
@@ -156,6 +156,46 @@ const DAMAGED_FIRST_ACK: Scenario = {
   untilMs: PROTECTED_MS + 4_100,
 };
 
+const HANDSHAKE_AT_A_COMMIT: Scenario = {
+  name: 'handshake-at-a-commit',
+  about:
+    "The SVM had repeated a SYN-ACK, the copy of the PVM's was not there, and a checkpoint replaced the SVM's state: the secondary waited for another SYN-ACK of the SVM, and kept everything of the client from it.",
+  options: (calm) => ({
+    ...calm,
+    peer: { ...calm.peer, timeoutUs: 2 * US_PER_S },
+    vm: { ...calm.vm, oneMessage: 1 },
+  }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(plan([request(1_000)]));
+      let syn: SimFrame | undefined;
+      stage.onSegment(world.clients[0]!.toSwitch, (segment, frame) => {
+        if ((segment.flags & SYN) === 0) return { isLost: true };
+        syn = frame;
+        return undefined;
+      });
+      // Another sync, with the connection half open: the secondary knows nothing of it.
+      stage.at(PROTECTED_MS + 5, () => world.link.cut(true));
+      stage.at(PROTECTED_MS + 150, () => {
+        stage.demand('G9', world.primary.engine.state === 'protected', 'there is no new sync');
+        stage.release(world.clients[0]!.toSwitch);
+        world.link.stall('to-secondary', 10 * US_PER_S);
+        world.secondaryGuest.to.send(syn!);
+      });
+      // By now the client has repeated its request, and the PVM has it.
+      stage.at(PROTECTED_MS + 1_100, () => {
+        stage.onPhase('commit', () => stage.crashPrimary());
+        stage.checkpoint();
+      });
+      stage.at(PROTECTED_MS + 5_000, () => {
+        stage.demand('G5', isDone(session), `the session ends: ${session.error || 'never'}`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 5_100,
+};
+
 const SYN_ACK_OF_THE_SVM_ALONE: Scenario = {
   name: 'syn-ack-of-the-svm-alone',
   about:
@@ -192,7 +232,7 @@ const ADDRESSES_OF_A_SILENT_GUEST: Scenario = {
     stage.at(PROTECTED_MS, () => {
       const session = stage.open(plan([request(10), request(10)], { pauseUs: 300 * US_PER_MS }));
       stage.at(PROTECTED_MS + 20, () => {
-        world.killSecondary(50 * US_PER_MS);
+        world.killSecondary(50 * US_PER_MS, 'any');
         // After the secondary has come back its guest says nothing before the failover.
         stage.onPhase('committed', () => stage.killPrimary());
       });
@@ -219,5 +259,6 @@ export const FAILOVER_SCENARIOS: readonly Scenario[] = [
   HANDSHAKE_LOST_WITH_PRIMARY,
   DAMAGED_FIRST_ACK,
   SYN_ACK_OF_THE_SVM_ALONE,
+  HANDSHAKE_AT_A_COMMIT,
   ADDRESSES_OF_A_SILENT_GUEST,
 ];

@@ -189,6 +189,61 @@ const WINDOW_OF_A_SYN: Scenario = {
   untilMs: PROTECTED_MS + 200,
 };
 
+const SYN_BIT: Scenario = {
+  name: 'syn-bit-in-the-middle',
+  about:
+    "One flipped bit made a SYN of a client's data segment, and the primary took from it that the connection does not scale its windows: the client was offered windows beyond what the guests had offered.",
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      stage.open(
+        plan([request(10), request(10, 0, 1_200), request(10, 0, 20_000)], {
+          pauseUs: 20 * US_PER_MS,
+        }),
+      );
+      stage.at(PROTECTED_MS + 15, () => {
+        // The SVM gets each segment later than the one before, so that the PVM's acknowledgements are lowered.
+        let count = 0;
+        stage.onSegment(world.secondaryGuest.to, () => ({ lateUs: 5 * US_PER_MS * count++ }));
+        let isDamaged = false;
+        stage.onSegment(world.clients[0]!.toSwitch, (segment, frame, packet) => {
+          if (isDamaged || segment.payload.length < 1_000) return undefined;
+          isDamaged = true;
+          const copy = frame.slice();
+          copy[frame.length - packet.payload.length + 13]! ^= SYN;
+          return { frame: copy };
+        });
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 500,
+};
+
+const REPEAT_AT_THE_HEAD: Scenario = {
+  name: 'repeat-of-a-part',
+  about:
+    'A long segment of the PVM waited for bytes of the SVM that were lost, and its beginning, which both guests repeated, waited behind it: the SVM could not go on before the client had that.',
+  options: (calm) => ({ ...calm, guestTcp: { ...calm.guestTcp, gsoSegments: 20 } }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(plan([request(10), request(10_000)], { pauseUs: 50 * US_PER_MS }));
+      stage.at(PROTECTED_MS + 30, () => {
+        stage.onSegment(world.secondaryGuest.from, (segment) =>
+          segment.payload.length > 1_000 ? { isLost: true } : undefined,
+        );
+      });
+      stage.at(PROTECTED_MS + 100, () => stage.release(world.secondaryGuest.from));
+      // Both guests repeat the first 1448 bytes after 200 ms.
+      stage.at(PROTECTED_MS + 300, () => {
+        const { receivedCount } = session;
+        stage.demand('G6', receivedCount > 1_000, `the client has ${receivedCount} bytes`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 400,
+};
+
 const SPENT_EPOCH: Scenario = {
   name: 'spent-epoch',
   about:
@@ -249,4 +304,6 @@ export const RELEASE_SCENARIOS: readonly Scenario[] = [
   COMMIT_AFTER_ABORT,
   ACK_OF_A_REPEAT,
   WINDOW_OF_A_SYN,
+  SYN_BIT,
+  REPEAT_AT_THE_HEAD,
 ];

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { type Micros, NEVER, US_PER_MS } from '../../base/time.ts';
+import { type Micros, NEVER, US_PER_MS, US_PER_S } from '../../base/time.ts';
 import { PRIMARY_DEFAULTS } from '../../proxy/config.ts';
 import type { Guarantee } from '../checkers/checker.ts';
 import type { Session, SessionPlan } from '../host/client.ts';
@@ -91,6 +91,8 @@ export function calmOptions(): RunOptions {
       oneMessage: 0,
       resumeBeforeCommit: 0,
       repeatCommands: 0,
+      tellsSecondary: 0,
+      answerTimeoutUs: 3 * US_PER_S,
       isStaged: false,
       spontaneousUs: NEVER,
     },
@@ -123,6 +125,7 @@ export function calmOptions(): RunOptions {
       pvmStuck: NEVER,
       svmStuck: NEVER,
       svmHang: NEVER,
+      pvmHang: NEVER,
       netPartition: NEVER,
       guestPartition: NEVER,
       clockJump: NEVER,
@@ -198,12 +201,12 @@ export class Stage {
   /** The primary's host is gone, and with it what was on its way to the secondary. */
   killPrimary(): void {
     this.world.link.cut(true);
-    this.world.killPrimary('as scripted');
+    this.world.killPrimary('any');
   }
 
   /** The primary's process and the PVM are gone; what it had written to the secondary still arrives. */
   crashPrimary(): void {
-    this.world.killPrimary('as scripted', false);
+    this.world.killPrimary('any', false);
   }
 
   /** Decides over the TCP segments that enter a path from now on; undefined: their ordinary way. */

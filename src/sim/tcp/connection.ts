@@ -13,6 +13,7 @@
 import { assert } from '../../base/assert.ts';
 import type { Prng } from '../../base/prng.ts';
 import { type Micros, NEVER } from '../../base/time.ts';
+import type { TcpFeature } from '../marks.ts';
 import type { TcpSegment } from './segment.ts';
 
 export type TcpState =
@@ -129,6 +130,8 @@ export interface TcpIo {
   /** Randomness of this machine; not part of the cloned state. */
   readonly entropy: Prng;
   emit(connection: TcpConnection, segment: TcpSegment): void;
+  /** Something that not every run reaches has happened. */
+  note(feature: TcpFeature): void;
 }
 
 export const RTO_MIN_US: Micros = 200_000;

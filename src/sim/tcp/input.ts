@@ -72,6 +72,7 @@ function inputSynSent(connection: TcpConnection, segment: TcpSegment, io: TcpIo)
   } else {
     // Simultaneous open (RFC 9293 figure 8).
     connection.state = 'syn-received';
+    io.note('opens simultaneously');
     sendSyn(connection, io);
   }
 }
@@ -108,6 +109,7 @@ function inputSynchronized(connection: TcpConnection, segment: TcpSegment, io: T
     // RFC 7323 §5.3: PAWS. Segments without the option are dropped as §3.2 asks.
     if (segment.timestamps === undefined) return;
     if (((segment.timestamps.value - connection.tsRecent) | 0) < 0) {
+      io.note('drops a segment by PAWS');
       connection.ackNow = true;
       return;
     }
@@ -289,6 +291,7 @@ function countDuplicate(connection: TcpConnection, io: TcpIo): void {
   );
   connection.cwnd = connection.ssthresh + 3 * connection.mss;
   connection.recover = connection.sndMax;
+  io.note('retransmits by duplicate ACKs');
   retransmitFirst(connection, io);
 }
 
@@ -325,6 +328,8 @@ function inputData(connection: TcpConnection, segment: TcpSegment, start: number
   }
   const before = connection.rcvNxt;
   takeInOrder(connection);
+  const isHalfClosed = connection.state !== 'established';
+  if (isHalfClosed && connection.rcvNxt > before) io.note('receives after its own FIN');
   if (connection.rcvNxt === connection.finPosition) {
     connection.rcvNxt++;
     connection.ackNow = true;
@@ -344,8 +349,10 @@ function inputData(connection: TcpConnection, segment: TcpSegment, start: number
 
 function onFinReceived(connection: TcpConnection, io: TcpIo): void {
   if (connection.state === 'established') connection.state = 'close-wait';
-  else if (connection.state === 'fin-wait-1') connection.state = 'closing';
-  else if (connection.state === 'fin-wait-2') enterTimeWait(connection, io);
+  else if (connection.state === 'fin-wait-1') {
+    connection.state = 'closing';
+    io.note('closes simultaneously');
+  } else if (connection.state === 'fin-wait-2') enterTimeWait(connection, io);
 }
 
 /** Adds received bytes; where they overlap what is there, the old ones stay. */

@@ -239,6 +239,7 @@ function sendProbe(connection: TcpConnection, io: TcpIo): void {
     connection.sendCount > 0 &&
     sendEnd(connection) > connection.sndNxt
   ) {
+    io.note('probes with a byte');
     sendRange(connection, connection.sndNxt, connection.sndNxt + 1, io);
     connection.sndNxt++;
     return;
@@ -266,9 +267,13 @@ export function scheduleAck(connection: TcpConnection, nowUs: Micros): void {
 export function tcpTimers(connection: TcpConnection, io: TcpIo): void {
   if (connection.timeWaitUntilUs <= io.nowUs) endConnection(connection, '');
   if (connection.state === 'closed') return;
-  if (connection.ackAtUs <= io.nowUs) connection.ackNow = true;
+  if (connection.ackAtUs <= io.nowUs) {
+    connection.ackNow = true;
+    io.note('delays an ACK');
+  }
   if (connection.retransmitAtUs <= io.nowUs) onRetransmitTimer(connection, io);
   if (connection.persistAtUs <= io.nowUs) {
+    io.note('probes a closed window');
     connection.retries++;
     connection.persistAtUs = NEVER;
     connection.rtoUs = Math.min(connection.rtoUs * 2, RTO_MAX_US);
@@ -276,8 +281,10 @@ export function tcpTimers(connection: TcpConnection, io: TcpIo): void {
   }
   if (connection.keepaliveAtUs <= io.nowUs) {
     connection.keepaliveAtUs = io.nowUs + connection.options.keepaliveUs;
-    if (connection.state === 'established' || connection.state === 'close-wait')
+    if (connection.state === 'established' || connection.state === 'close-wait') {
+      io.note('sends a keepalive');
       sendOldAck(connection, io);
+    }
   }
   tcpOutput(connection, io);
 }
@@ -285,6 +292,7 @@ export function tcpTimers(connection: TcpConnection, io: TcpIo): void {
 function onRetransmitTimer(connection: TcpConnection, io: TcpIo): void {
   connection.retransmitAtUs = NEVER;
   if (connection.sndUna >= connection.sndMax) return;
+  io.note('retransmits by timer');
   connection.retries++;
   if (connection.retries > RETRIES_MAX) {
     endConnection(connection, 'timeout');
