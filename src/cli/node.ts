@@ -28,9 +28,10 @@ import type { Log } from '../env/log.ts';
 import type { CheckpointRequest, LinkMessage, ProxyEvent } from '../env/messages.ts';
 import type { Port, PortCounters } from '../env/port.ts';
 import type { VmDriver, VmEvents, VmStatus } from '../env/vm.ts';
-import { CHECKPOINT_ANSWER_TIMEOUT_US } from '../limits.ts';
+import { CHECKPOINT_ANSWER_TIMEOUT_US, VNET_HDR_BYTES } from '../limits.ts';
 import type { EventRing, RecordedEvent } from '../observe/events.ts';
 import type { ArbiterActions, PeerLossArbiter } from '../vm/arbiter.ts';
+import { VNET_HDR_LEN } from '../wire/vnet-hdr.ts';
 import { AnswerWaiters } from './answers.ts';
 import { EXIT_OK, EXIT_OS, exitCodeOf } from './exit.ts';
 
@@ -173,10 +174,13 @@ export class NodeRunner implements ControlHandlers, VmEvents {
     await link.start({
       onUp: (peer) => this.#onPeerUp(peer),
       onDown: (reason) => this.#onPeerDown(reason),
-      onFrame: (kind, epoch, buffer, offset, length) =>
+      onFrame: (kind, epoch, buffer, offset, length) => {
+        // A hint of another host, or a mark of one of its ports (see FrameKeeper): of no use here.
+        buffer.view.setUint16(offset - VNET_HDR_BYTES + VNET_HDR_LEN, 0, true);
         this.#enter(() =>
           this.#engine.onPeerFrame(kind, epoch, buffer, offset, length, this.#now()),
-        ),
+        );
+      },
       onMessage: (message) => this.#onPeerMessage(message),
       onBatchEnd: () => this.#settle(),
     });
@@ -369,6 +373,7 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   #createOutput(): EngineOutput {
     const { netPort, guestPort, link } = this.#parts;
     return {
+      keeper: guestPort.keeper,
       sendToNet: (buffer, offset, length) => netPort.send(buffer, offset, length),
       sendToGuest: (buffer, offset, length) => guestPort.send(buffer, offset, length),
       sendFrameToPeer: (kind, epoch, buffer, offset, length) =>

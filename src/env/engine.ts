@@ -9,7 +9,7 @@
  * @module
  */
 import type { Micros } from '../base/time.ts';
-import type { FrameBuffer } from './frame.ts';
+import type { FrameBuffer, FrameKeeper } from './frame.ts';
 import type {
   CheckpointRequest,
   LinkFrameKind,
@@ -21,6 +21,8 @@ import type {
 
 /** What an engine may do to the world. */
 export interface EngineOutput {
+  /** Where frames come from that wait elsewhere for what becomes of their copies. */
+  readonly keeper?: FrameKeeper | undefined;
   /** To the network (clients). */
   sendToNet(buffer: FrameBuffer, offset: number, length: number): void;
   /** To this node's guest. */

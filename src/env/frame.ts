@@ -20,3 +20,15 @@ export interface FrameBuffer {
  * until the giver says otherwise (see the giver); the callee may change it in place.
  */
 export type FrameHandler = (buffer: FrameBuffer, offset: number, length: number) => void;
+
+/**
+ * Hears what becomes of frames that wait elsewhere (in a packet queue of the kernel) while their copies are looked at here. Such a frame
+ * carries a mark, 1..65535, in the `hdr_len` field of its virtio-net header, which is only a hint to others. The mark goes with every
+ * copy; 0 is a frame of which nothing waits.
+ */
+export interface FrameKeeper {
+  /** A copy was made that may be sent later. */
+  onKept(mark: number): void;
+  /** That copy is given up: it has been sent by now, or never will be. */
+  onForgotten(mark: number): void;
+}

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { FrameBuffer, FrameHandler } from './frame.ts';
+import type { FrameBuffer, FrameHandler, FrameKeeper } from './frame.ts';
 
 /** Counters of a port; all only grow. */
 export interface PortCounters {
@@ -20,6 +20,8 @@ export interface Port {
   /** As the user wrote it: `packet:tap0`. */
   readonly name: string;
   readonly counters: PortCounters;
+  /** Of ports whose frames wait in the kernel: to be told of copies of them. */
+  readonly keeper?: FrameKeeper | undefined;
   /** Calls `onReadable` (never synchronously) whenever frames wait; and `onClosed` once, when the port dies. */
   start(onReadable: () => void, onClosed: (error: Error) => void): void;
   /**

@@ -9,8 +9,9 @@
  * @module
  */
 import { assert } from '../base/assert.ts';
-import type { FrameBuffer } from '../env/frame.ts';
+import type { FrameBuffer, FrameKeeper } from '../env/frame.ts';
 import { FRAME_BYTES_MAX, VNET_HDR_BYTES } from '../limits.ts';
+import { VNET_HDR_LEN } from '../wire/vnet-hdr.ts';
 
 /** Slot sizes in bytes: pure ACKs, Ethernet frames, jumbo frames, half and whole GSO frames. */
 const SLOT_BYTES: readonly number[] = [256, 2_048, 9_728, 33_280, 66_048];
@@ -28,13 +29,21 @@ export interface PooledFrame {
   readonly slotBytes: number;
   readonly slotClass: number;
   inUse: boolean;
+  /** Of the frame that it is a copy of; see `FrameKeeper`. 0: of none that waits elsewhere. */
+  mark: number;
 }
 
 export class FramePool {
+  readonly #keeper: FrameKeeper | undefined;
   #free: PooledFrame[][] = SLOT_BYTES.map(() => []);
   #released: PooledFrame[] = [];
   #usedBytes = 0;
   #usedFrames = 0;
+
+  /** @param keeper hears of copies of frames that wait elsewhere */
+  constructor(keeper?: FrameKeeper) {
+    this.#keeper = keeper;
+  }
 
   /** Bytes of the slots in use. */
   get usedBytes(): number {
@@ -72,6 +81,10 @@ export class FramePool {
       buffer.bytes.subarray(offset - VNET_HDR_BYTES, offset + length),
       frame.offset - VNET_HDR_BYTES,
     );
+    if (this.#keeper !== undefined) {
+      frame.mark = frame.buffer.view.getUint16(frame.offset - VNET_HDR_BYTES + VNET_HDR_LEN, true);
+      if (frame.mark !== 0) this.#keeper.onKept(frame.mark);
+    }
     return frame;
   }
 
@@ -82,6 +95,9 @@ export class FramePool {
     this.#usedBytes -= frame.slotBytes;
     this.#usedFrames--;
     this.#released.push(frame);
+    if (frame.mark === 0) return;
+    this.#keeper?.onForgotten(frame.mark);
+    frame.mark = 0;
   }
 
   /** Call at the start of a batch: what was released in the last one may be used again. */
@@ -107,6 +123,7 @@ export class FramePool {
         slotBytes,
         slotClass,
         inUse: false,
+        mark: 0,
       });
     }
   }

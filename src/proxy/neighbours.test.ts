@@ -52,6 +52,12 @@ describe('Neighbours, ARP', () => {
     expect(ask(w, arpFrame())).toHaveLength(1);
   });
 
+  it('does not learn from a frame whose source address was not known', () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromHost(CLIENT_IP, GUEST_IP, '00:00:00:00:00:00'));
+    expect(ask(w, arpFrame())).toHaveLength(0);
+  });
+
   it('believes ARP rather than IP frames, which routers send for others', () => {
     const w = new SecondaryWorld().protect();
     w.client(arpFrame({ senderMac: CLIENT_MAC, senderIp: CLIENT_IP, targetIp: GUEST_IP }));

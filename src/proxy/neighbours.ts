@@ -152,7 +152,7 @@ export class Neighbours {
     isRouter: RouterState,
   ): void {
     const { bytes } = info;
-    if (!isHostAddress(ipVersion, bytes, ipOffset) || (bytes[macOffset]! & 1) !== 0) return;
+    if (!isHostAddress(ipVersion, bytes, ipOffset) || !isHostMac(info, macOffset)) return;
     if (this.#guest.has(ipVersion, info.vlan, bytes, ipOffset)) return;
     const key = addressKey(ipVersion, info.vlan, bytes, ipOffset);
     const before = this.#stated.get(key);
@@ -199,7 +199,7 @@ export class Neighbours {
   #suggest(info: FrameInfo): void {
     const { bytes, ipVersion, srcAddressOffset: src } = info;
     const macOffset = info.frameOffset + 6;
-    if (!isHostAddress(ipVersion, bytes, src) || (bytes[macOffset]! & 1) !== 0) return;
+    if (!isHostAddress(ipVersion, bytes, src) || !isHostMac(info, macOffset)) return;
     if (this.#guest.has(ipVersion, info.vlan, bytes, src)) return;
     const key = addressKey(ipVersion, info.vlan, bytes, src);
     if (this.#stated.has(key)) return;
@@ -326,6 +326,12 @@ export function learnOwnAddresses(info: FrameInfo, guest: GuestAddresses): void 
       guest.isRouter = (info.bytes[info.l4Offset + ND_FLAGS]! & ND_FLAG_ROUTER) !== 0;
     } else guest.learn(info, 6, info.srcAddressOffset, mac, true);
   }
+}
+
+/** Somebody's own address: no group's, and not the zeros of a frame whose header was not known. */
+function isHostMac({ bytes, view }: FrameInfo, offset: number): boolean {
+  const isZero = view.getUint16(offset) === 0 && view.getUint32(offset + 2) === 0;
+  return !isZero && (bytes[offset]! & 1) === 0;
 }
 
 /** Is the frame ARP for IPv4, whole? */

@@ -53,7 +53,7 @@ export class PrimaryEngine implements Engine {
   readonly role = 'primary';
   readonly #config: PrimaryConfig;
   readonly #output: EngineOutput;
-  readonly #pool = new FramePool();
+  readonly #pool: FramePool;
   readonly #wheel: TimerWheel<PrimaryFlow>;
   readonly #dropped = new Counters();
   readonly #counters = new Counters();
@@ -96,6 +96,7 @@ export class PrimaryEngine implements Engine {
   constructor(config: PrimaryConfig, output: EngineOutput, nowUs: Micros) {
     this.#config = config;
     this.#output = output;
+    this.#pool = new FramePool(output.keeper);
     this.#wheel = new TimerWheel(nowUs);
     this.#keptClient = new KeptFrames(this.#pool, config.keptClientBytesMax);
     // Twice the limit is the hard one, as in `#hold`; the guest is paused, so only a fault reaches it.
@@ -229,7 +230,6 @@ export class PrimaryEngine implements Engine {
   }
 
   checkpointCommit(nowUs: Micros): CommandResult {
-    this.#begin(nowUs);
     const begun = this.checkpointBegin(nowUs);
     if (!begun.ok) return begun;
     if (this.#commitSent) return OK;
