@@ -24,6 +24,18 @@ export const BATCH_FRAMES_MAX = 64;
  */
 export const PORT_SOCKET_BUFFER_BYTES = 16 * 1024 * 1024;
 
+/**
+ * Packets that stay in a kernel queue while they are held, GSO frames aside; the oldest gives way to its copy. The kernel walks along
+ * those that wait to find the one that a verdict names.
+ */
+export const NFQUEUE_WAITING_MAX = 1_024;
+
+/**
+ * Packets in a kernel queue, with or without having been read. Never reached: the socket's buffer holds fewer unread ones, and no
+ * more than 65,534 wait for their verdict.
+ */
+export const NFQUEUE_PACKETS_MAX = 262_144;
+
 /** Frames that a port's kernel side would not take yet. At the limit they are dropped, counted as `send-queue-full`. */
 export const PORT_SEND_QUEUE_BYTES_MAX = 8 * 1024 * 1024;
 

@@ -115,6 +115,8 @@ describe('readConfigFile()', () => {
   });
 });
 
+const QUEUES = 'nfqueue:64,tap=tap0,bridge=br0';
+
 describe('resolveSettings()', () => {
   const flags = {
     guest: 'packet:a',
@@ -155,6 +157,17 @@ describe('resolveSettings()', () => {
     expect(key()).not.toEqual(key());
   });
 
+  it('packet queues are guest and network in one, on the primary only', () => {
+    const { net: _net, ...others } = flags;
+    const given = { ...others, guest: QUEUES };
+    expect(resolveSettings('primary', given, undefined)).toMatchObject({
+      guest: QUEUES,
+      net: QUEUES,
+    });
+    expect(resolveSettings('primary', { ...given, net: QUEUES }, undefined).net).toBe(QUEUES);
+    expect(() => resolveSettings('secondary', given, undefined)).toThrow('are for the primary');
+  });
+
   it('a way of authentication by flag replaces that of the file', () => {
     const file = parseConfig(FULL, 'c.yaml');
     const settings = resolveSettings('primary', { peerInsecure: true }, file);
@@ -165,6 +178,7 @@ describe('resolveSettings()', () => {
     [{ ...flags, guest: undefined }, 'Missing --guest PORT'],
     [{ ...flags, peer: undefined }, 'Missing --peer listen:HOST:PORT | connect:HOST:PORT'],
     [{ ...flags, net: 'packet:a' }, 'cannot be the same port'],
+    [{ ...flags, guest: QUEUES, net: 'packet:a' }, 'leave --net out'],
     [{ ...flags, peerInsecure: undefined }, 'The peer link needs --peer-key FILE'],
     [{ ...flags, peerKey: '/k' }, 'Give one of --peer-key'],
     [{ ...flags, peerInsecure: undefined, peerCa: '/a' }, 'Certificates need all of'],

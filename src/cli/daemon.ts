@@ -17,7 +17,7 @@ import { EventRing } from '../observe/events.ts';
 import type { LogLevel } from '../observe/levels.ts';
 import { createLog, type NodeLog } from '../observe/log.ts';
 import { nowUs } from '../os/clock.ts';
-import { openPort } from '../port/open.ts';
+import { openNodePorts, openPort } from '../port/open.ts';
 import { PrimaryEngine } from '../proxy/primary.ts';
 import { SecondaryEngine } from '../proxy/secondary.ts';
 import { PeerLossArbiter } from '../vm/arbiter.ts';
@@ -40,12 +40,11 @@ import {
  */
 export function runDaemon(settings: NodeSettings): Promise<number> {
   return supervise(settings, settings.role, describe(settings), async (log) => {
-    const ports = await openAll([settings.guest, settings.net]);
-    const [guest, net] = ports;
+    const ports = await openNodePorts(settings.guest, settings.net);
     try {
-      return createRunner(settings, log, { guest: guest!, net: net! });
+      return createRunner(settings, log, ports);
     } catch (error) {
-      await closeAll(ports);
+      await closeAll([ports.guest, ports.net]);
       throw error;
     }
   });

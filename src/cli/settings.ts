@@ -10,7 +10,7 @@ import type { Micros } from '../base/time.ts';
 import type { Role } from '../env/messages.ts';
 import { PEER_TIMEOUT_US } from '../limits.ts';
 import type { LogLevel } from '../observe/levels.ts';
-import { parsePortSpec } from '../port/open.ts';
+import { isBothSides, parsePortSpec } from '../port/open.ts';
 import {
   PRIMARY_DEFAULTS,
   type PrimaryConfig,
@@ -106,11 +106,12 @@ export function resolveSettings(
   // Here rather than by the command line's parser: the port kinds are not loaded for other commands.
   for (const port of [flags.guest, flags.net]) if (port !== undefined) parsePortSpec(port);
   const given: GivenSettings = { ...file, ...withoutSecurity(file, flags), ...flags };
-  const { guest, net, peer } = given;
+  const { guest, peer } = given;
   if (guest === undefined) throw missing(code, '--guest PORT', file);
+  const net = isBothSides(guest) ? resolveBothSides(role, guest, given.net, code) : given.net;
   if (net === undefined) throw missing(code, '--net PORT', file);
   if (peer === undefined) throw missing(code, '--peer listen:HOST:PORT | connect:HOST:PORT', file);
-  if (guest === net) {
+  if (guest === net && !isBothSides(guest)) {
     throw new ColoError(code, `The guest and the network cannot be the same port: ${guest}`);
   }
   return {
@@ -131,6 +132,23 @@ export function resolveSettings(
     json: given.json ?? !process.stderr.isTTY,
     engine: { ...given, hashKey: randomHashKey() },
   };
+}
+
+/** `guest` is the network's port as well: only on a primary, and without another one. */
+function resolveBothSides(
+  role: Role,
+  guest: string,
+  net: string | undefined,
+  code: string,
+): string {
+  if (role === 'secondary') {
+    const text = `${guest}: packet queues are for the primary; the secondary takes the tap out of its bridge (packet:)`;
+    throw new ColoError(code, text);
+  }
+  if (net !== undefined && net !== guest) {
+    throw new ColoError(code, `--guest ${guest} is the network's port as well: leave --net out`);
+  }
+  return guest;
 }
 
 /** The settings of the primary's engine. */

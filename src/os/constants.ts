@@ -15,6 +15,7 @@ export const SOL_SOCKET = 1;
 export const SO_ERROR = 4;
 export const SO_SNDBUF = 7;
 export const SO_RCVBUF = 8;
+export const SO_ATTACH_FILTER = 26;
 export const SO_SNDBUFFORCE = 32;
 export const SO_RCVBUFFORCE = 33;
 export const MSG_DONTWAIT = 0x40;
@@ -42,7 +43,21 @@ export const O_CLOEXEC = 0o2000000;
 // linux/if_ether.h
 export const ETH_P_ALL = 3;
 
+// linux/filter.h, linux/bpf_common.h: instructions of classic BPF, and what it knows of a packet besides its bytes
+export const BPF_LD_W_ABS = 0x20;
+export const BPF_LD_H_ABS = 0x28;
+export const BPF_LD_B_ABS = 0x30;
+export const BPF_LD_B_IND = 0x50;
+export const BPF_LDX_B_MSH = 0xb1;
+export const BPF_JEQ_K = 0x15;
+export const BPF_JSET_K = 0x45;
+export const BPF_RET_K = 0x06;
+export const SKF_AD_PKTTYPE = 0xffff_f004;
+export const SKF_AD_VLAN_TAG_PRESENT = 0xffff_f030;
+export const SKF_AD_RANDOM = 0xffff_f038;
+
 // linux/if_packet.h
+export const PACKET_OUTGOING = 4;
 export const SOL_PACKET = 263;
 export const PACKET_ADD_MEMBERSHIP = 1;
 export const PACKET_STATISTICS = 6;

@@ -12,6 +12,14 @@
 import { BATCH_FRAMES_MAX } from '../limits.ts';
 import {
   AF_PACKET,
+  BPF_JEQ_K,
+  BPF_JSET_K,
+  BPF_LD_B_ABS,
+  BPF_LD_B_IND,
+  BPF_LD_H_ABS,
+  BPF_LD_W_ABS,
+  BPF_LDX_B_MSH,
+  BPF_RET_K,
   ENODEV,
   ETH_P_ALL,
   IFNAMSIZ,
@@ -20,8 +28,13 @@ import {
   PACKET_AUXDATA,
   PACKET_IGNORE_OUTGOING,
   PACKET_MR_PROMISC,
+  PACKET_OUTGOING,
   PACKET_STATISTICS,
   PACKET_VNET_HDR,
+  SKF_AD_PKTTYPE,
+  SKF_AD_RANDOM,
+  SKF_AD_VLAN_TAG_PRESENT,
+  SO_ATTACH_FILTER,
   SO_ERROR,
   SO_RCVBUF,
   SO_RCVBUFFORCE,
@@ -37,6 +50,7 @@ import {
 } from './constants.ts';
 import { interfaceMtu, isInterfaceUp } from './interface.ts';
 import {
+  addressOf,
   bind,
   checkResult,
   close,
@@ -49,6 +63,7 @@ import {
   setsockopt,
   socket,
   systemError,
+  writeAddress,
 } from './libc.ts';
 import type { MessageVector } from './message-vector.ts';
 
@@ -60,6 +75,12 @@ const CODE = 'COLO_ERR_PACKET_OPEN';
 
 /** struct sockaddr_ll. */
 const SOCKADDR_LL_BYTES = 20;
+
+/**
+ * What a socket receives: all that the interface receives; of what it sends, the frames that are not IP or have a VLAN tag; the same
+ * of what it receives, and of its IP frames a sample, every TCP SYN among them; or nothing, to send only.
+ */
+export type PacketFrames = 'received' | 'received-sample' | 'sent-besides-ip' | 'none';
 
 /** An open socket; all calls are non-blocking. Failing calls return `-errno`. */
 export class PacketSocket {
@@ -75,9 +96,14 @@ export class PacketSocket {
    * Opens a promiscuous socket for all frames that `interfaceName` receives (not those it sends).
    *
    * @param bufferBytes receive and send buffer, bytes of skb memory (the kernel doubles them)
+   * @param frames which frames it receives instead
    * @throws ColoError COLO_ERR_PACKET_OPEN
    */
-  static open(interfaceName: string, bufferBytes: number): PacketSocket {
+  static open(
+    interfaceName: string,
+    bufferBytes: number,
+    frames: PacketFrames = 'received',
+  ): PacketSocket {
     const index = interfaceName.length < IFNAMSIZ ? ifNameToIndex(interfaceName) : 0;
     const action = `Cannot open a packet socket on ${interfaceName}`;
     const failure = (syscall: string) => ({ code: CODE, syscall, action, path: interfaceName });
@@ -88,8 +114,10 @@ export class PacketSocket {
       failure('socket'),
     );
     try {
-      configure(fd, index, bufferBytes, (result) => checkResult(result, failure('setsockopt')));
-      checkResult(bind(fd, linkAddress(index), SOCKADDR_LL_BYTES), failure('bind'));
+      const check = (result: number) => checkResult(result, failure('setsockopt'));
+      configure(fd, index, bufferBytes, frames, check);
+      const address = linkAddress(index, frames === 'none' ? 0 : ETH_P_ALL);
+      checkResult(bind(fd, address, SOCKADDR_LL_BYTES), failure('bind'));
     } catch (error) {
       close(fd);
       throw error;
@@ -176,6 +204,7 @@ function configure(
   fd: number,
   interfaceIndex: number,
   bufferBytes: number,
+  frames: PacketFrames,
   check: (result: number) => number,
 ): void {
   const set = (level: number, option: number, value: number) =>
@@ -183,18 +212,79 @@ function configure(
   check(set(SOL_PACKET, PACKET_VNET_HDR, 1));
   check(set(SOL_PACKET, PACKET_AUXDATA, 1));
   // Linux 4.20. Without it every frame that is sent comes back as received.
-  check(set(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1));
+  check(set(SOL_PACKET, PACKET_IGNORE_OUTGOING, frames === 'sent-besides-ip' ? 0 : 1));
+  if (frames === 'received-sample') check(attachFilter(fd, RECEIVED_SAMPLE));
+  if (frames === 'sent-besides-ip') check(attachFilter(fd, SENT_BESIDES_IP));
   // Forced, it may exceed net.core.rmem_max; without CAP_NET_ADMIN the kernel takes what that allows.
   if (set(SOL_SOCKET, SO_RCVBUFFORCE, bufferBytes) < 0) set(SOL_SOCKET, SO_RCVBUF, bufferBytes);
   if (set(SOL_SOCKET, SO_SNDBUFFORCE, bufferBytes) < 0) set(SOL_SOCKET, SO_SNDBUF, bufferBytes);
+  if (frames !== 'received') return;
   check(setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, promiscuous(interfaceIndex), 16));
 }
 
+type Instruction = readonly [code: number, jumpTrue: number, jumpFalse: number, operand: number];
+
+/** Offsets count from the Ethernet header; a tag is not among the bytes. A jump counts from the next instruction. */
+const SENT_BESIDES_IP: readonly Instruction[] = [
+  [BPF_LD_W_ABS, 0, 0, SKF_AD_PKTTYPE],
+  [BPF_JEQ_K, 0, 6, PACKET_OUTGOING],
+  [BPF_LD_W_ABS, 0, 0, SKF_AD_VLAN_TAG_PRESENT],
+  [BPF_JEQ_K, 0, 3, 0],
+  [BPF_LD_H_ABS, 0, 0, 12],
+  [BPF_JEQ_K, 2, 0, 0x0800],
+  [BPF_JEQ_K, 1, 0, 0x86dd],
+  [BPF_RET_K, 0, 0, 0x0004_0000],
+  [BPF_RET_K, 0, 0, 0],
+];
+
+/** Of the IP frames that are no SYN one in 32. */
+const RECEIVED_SAMPLE: readonly Instruction[] = [
+  [BPF_LD_W_ABS, 0, 0, SKF_AD_VLAN_TAG_PRESENT],
+  [BPF_JEQ_K, 0, 16, 0],
+  [BPF_LD_H_ABS, 0, 0, 12],
+  [BPF_JEQ_K, 1, 0, 0x0800],
+  [BPF_JEQ_K, 7, 13, 0x86dd],
+  [BPF_LD_B_ABS, 0, 0, 23],
+  [BPF_JEQ_K, 0, 9, 6],
+  [BPF_LD_H_ABS, 0, 0, 20],
+  [BPF_JSET_K, 7, 0, 0x1fff],
+  [BPF_LDX_B_MSH, 0, 0, 14],
+  [BPF_LD_B_IND, 0, 0, 14 + 13],
+  [BPF_JSET_K, 6, 4, 2],
+  [BPF_LD_B_ABS, 0, 0, 20],
+  [BPF_JEQ_K, 0, 2, 6],
+  [BPF_LD_B_ABS, 0, 0, 14 + 40 + 13],
+  [BPF_JSET_K, 2, 0, 2],
+  [BPF_LD_W_ABS, 0, 0, SKF_AD_RANDOM],
+  [BPF_JSET_K, 1, 0, 31],
+  [BPF_RET_K, 0, 0, 0x0004_0000],
+  [BPF_RET_K, 0, 0, 0],
+];
+
+/**
+ * Gives the socket a program for the kernel's packet filter (struct sock_filter: code u16, jump if true u8, if false u8, operand
+ * u32; struct sock_fprog: count u16, address).
+ */
+function attachFilter(fd: number, program: readonly Instruction[]): number {
+  const headBytes = 16;
+  const view = new DataView(new ArrayBuffer(headBytes + program.length * 8));
+  view.setUint16(0, program.length, true);
+  writeAddress(view, 8, addressOf(view.buffer) + headBytes);
+  for (const [index, [operation, jumpTrue, jumpFalse, operand]] of program.entries()) {
+    const at = headBytes + index * 8;
+    view.setUint16(at, operation, true);
+    view.setUint8(at + 2, jumpTrue);
+    view.setUint8(at + 3, jumpFalse);
+    view.setUint32(at + 4, operand, true);
+  }
+  return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, new Uint8Array(view.buffer), headBytes);
+}
+
 /** struct sockaddr_ll: family (host order), protocol (network order), interface index. */
-function linkAddress(interfaceIndex: number): Uint8Array {
+function linkAddress(interfaceIndex: number, protocol: number): Uint8Array {
   const view = new DataView(new ArrayBuffer(SOCKADDR_LL_BYTES));
   view.setUint16(0, AF_PACKET, true);
-  view.setUint16(2, ETH_P_ALL);
+  view.setUint16(2, protocol);
   view.setInt32(4, interfaceIndex, true);
   return new Uint8Array(view.buffer);
 }

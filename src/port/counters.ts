@@ -18,6 +18,11 @@ export type PortDropReason =
   | 'protocol-error' // a stream that is not the one expected; the connection was closed
   | 'truncated' // a stream that ended inside a frame; a captured packet that was cut
   | 'not-ethernet' // a captured packet of another link type
+  | 'marks-used-up' // packet queue: too many packets without a verdict
+  | 'no-hardware-address' // packet queue: a frame of the engine's own to somebody who was not seen yet
+  | 'not-queued' // not lost, but passed by the bridge unseen: neither IP nor ARP, or with a VLAN tag
+  | 'passed-unchecked' // not lost, but passed unseen: the packet queue was full and fails open
+  | 'verdict-refused' // packet queue: the kernel had given the packet up
   | 'closed'; // sent to a closed port
 
 /** All zero. */

@@ -50,7 +50,36 @@ test('parsePortSpec() takes the QEMU streams apart', () => {
   });
 });
 
+test('parsePortSpec() takes packet queues apart', () => {
+  expect(parsePortSpec('nfqueue:64,tap=tap0,bridge=br0')).toEqual({
+    kind: 'nfqueue',
+    queue: 64,
+    tap: 'tap0',
+    bridge: 'br0',
+    failOpen: false,
+  });
+  expect(parsePortSpec('nfqueue:65534,bridge=br0,fail-open,tap=vnet1')).toMatchObject({
+    queue: 65_534,
+    tap: 'vnet1',
+    failOpen: true,
+  });
+});
+
+test('openPort() opens no packet queue alone', async () => {
+  const opening = openPort('nfqueue:64,tap=tap0,bridge=br0');
+  await expect(opening).rejects.toThrow('guest and network in one');
+});
+
 test.each([
+  ['nfqueue:', 'a queue number, 0 to 65534'],
+  ['nfqueue:65535,tap=tap0,bridge=br0', 'a queue number, 0 to 65534'],
+  ['nfqueue:-1,tap=tap0,bridge=br0', 'a queue number, 0 to 65534'],
+  ['nfqueue:64', 'it needs tap=IF'],
+  ['nfqueue:64,tap=tap0', 'it needs tap=IF'],
+  ['nfqueue:64,tap=,bridge=br0', '"tap=" is none of its options'],
+  ['nfqueue:64,tap=tap0,bridge=br0,open', '"open" is none of its options'],
+  ['nfqueue:64,tap=tap0,bridge=br0,tap=tap1', 'tap is given twice'],
+  ['nfqueue:64,tap=tap0,bridge=a/b', 'cannot be the name'],
   ['pcap:', 'a file must follow'],
   ['qemu:', 'unix:PATH or tcp:HOST:PORT'],
   ['qemu:/run/x', 'unix:PATH or tcp:HOST:PORT'],

@@ -6,10 +6,11 @@
  * tap:IFNAME                              the far side of a tap device, made if need be
  * qemu:unix:PATH[,server][,vnet_hdr]      frame stream of QEMU: `-netdev stream`, or a socket chardev of its filters
  * qemu:tcp:HOST:PORT[,server][,vnet_hdr]  the same over TCP; HOST may be [IPV6]
+ * nfqueue:NUM,tap=IF,bridge=IF[,fail-open]   IP packets that rules of iptables queue; guest and network in one: see nfqueue.ts
  * pcap:FILE                               the frames of a capture file, then its end; only for reading
  * ```
  *
- * `server`: listen rather than connect. `vnet_hdr`: the other side has vnet_hdr_support.
+ * NUM is the queue of what the guest sends, NUM + 1 that of what goes to it. `server`: listen rather than connect. `vnet_hdr`: the other side has vnet_hdr_support.
  *
  * @module
  */
@@ -17,6 +18,7 @@ import { lookup } from 'node:dns/promises';
 import { ColoError } from '../base/error.ts';
 import type { Port } from '../env/port.ts';
 import { type StreamAddress, UNIX_PATH_BYTES_MAX } from '../os/stream-socket.ts';
+import { NfqueueTap } from './nfqueue.ts';
 import { PacketPort } from './packet.ts';
 import { PcapPort } from './pcap.ts';
 import { QemuPort } from './qemu.ts';
@@ -26,6 +28,13 @@ import { TapPort } from './tap.ts';
 export type PortSpec =
   | { readonly kind: 'packet'; readonly interfaceName: string }
   | { readonly kind: 'tap'; readonly interfaceName: string }
+  | {
+      readonly kind: 'nfqueue';
+      readonly queue: number;
+      readonly tap: string;
+      readonly bridge: string;
+      readonly failOpen: boolean;
+    }
   | { readonly kind: 'pcap'; readonly path: string }
   | {
       readonly kind: 'qemu';
@@ -39,7 +48,7 @@ export type PortSpec =
 type QemuSpec = Extract<PortSpec, { kind: 'qemu' }>;
 
 const FORMS =
-  'packet:IFNAME, tap:IFNAME, qemu:unix:PATH[,server], qemu:tcp:HOST:PORT[,server], pcap:FILE';
+  'packet:IFNAME, tap:IFNAME, nfqueue:NUM,tap=IF,bridge=IF, qemu:unix:PATH[,server], qemu:tcp:HOST:PORT[,server], pcap:FILE';
 
 /**
  * Takes a PORT string apart; opens nothing.
@@ -56,6 +65,8 @@ export function parsePortSpec(spec: string): PortSpec {
       return { kind, interfaceName: checkInterfaceName(spec, rest) };
     case 'qemu':
       return parseQemuSpec(spec, rest);
+    case 'nfqueue':
+      return parseNfqueueSpec(spec, rest);
     case 'pcap':
       if (rest === '') throw specError(spec, 'a file must follow the colon');
       return { kind, path: rest };
@@ -79,12 +90,39 @@ export async function openPort(spec: string): Promise<Port> {
       return new TapPort(parsed.interfaceName);
     case 'pcap':
       return new PcapPort(parsed.path);
+    case 'nfqueue':
+      throw specError(spec, 'it is guest and network in one, and no port by itself');
     case 'qemu': {
       const { isServer, hasVnetHeader } = parsed;
       const address = await resolveEndpoint(spec, parsed.endpoint);
       return new QemuPort({ name: spec, address, isServer, hasVnetHeader });
     }
   }
+}
+
+/**
+ * Opens the two ports of a node: `net` is ignored where `guest` is both.
+ *
+ * @throws ColoError (as a rejection) as `openPort`; COLO_ERR_NFQUEUE_OPEN
+ */
+export async function openNodePorts(
+  guest: string,
+  net: string,
+): Promise<{ guest: Port; net: Port }> {
+  const parsed = parsePortSpec(guest);
+  if (parsed.kind === 'nfqueue') return new NfqueueTap({ name: guest, ...parsed });
+  const guestPort = await openPort(guest);
+  try {
+    return { guest: guestPort, net: await openPort(net) };
+  } catch (error) {
+    await guestPort.close();
+    throw error;
+  }
+}
+
+/** Does this PORT carry both the guest's and the network's side? */
+export function isBothSides(spec: string): boolean {
+  return spec.startsWith('nfqueue:');
 }
 
 async function resolveEndpoint(
@@ -99,6 +137,33 @@ async function resolveEndpoint(
     const text = `Cannot use the port "${spec}": there is no host "${endpoint.host}"`;
     throw new ColoError('COLO_ERR_PORT_HOST', text, { cause, path: endpoint.host });
   }
+}
+
+/** Queues have 16 bits, and there are two of them. */
+const QUEUE_MAX = 65_534;
+
+function parseNfqueueSpec(spec: string, rest: string): PortSpec {
+  const [number = '', ...options] = rest.split(',');
+  if (!/^\d{1,5}$/.test(number) || Number(number) > QUEUE_MAX) {
+    throw specError(spec, `a queue number, 0 to ${QUEUE_MAX}, must follow the colon`);
+  }
+  const values = new Map<string, string>();
+  for (const option of options) {
+    const [, name = option, value = ''] = /^(tap|bridge)=(.*)$/.exec(option) ?? [];
+    if (value === '' && option !== 'fail-open') {
+      throw specError(spec, `"${option}" is none of its options: tap=IF, bridge=IF, fail-open`);
+    }
+    if (values.has(name)) throw specError(spec, `${name} is given twice`);
+    values.set(name, value);
+  }
+  const tap = values.get('tap');
+  const bridge = values.get('bridge');
+  if (tap === undefined || bridge === undefined) {
+    throw specError(spec, 'it needs tap=IF, the interface of the guest, and bridge=IF, its bridge');
+  }
+  for (const name of [tap, bridge]) checkInterfaceName(spec, name);
+  const failOpen = values.has('fail-open');
+  return { kind: 'nfqueue', queue: Number(number), tap, bridge, failOpen };
 }
 
 function parseQemuSpec(spec: string, rest: string): QemuSpec {
