@@ -2,7 +2,7 @@
  * The lab's topology: a protected pair against the plain bridge, with one guest and with two, in one run. Needs root (or
  * user namespaces), iperf3 and wrk (`npm run bench` installs them where it may).
  *
- *     npm run bench:lab [-- [--seconds N] [--insecure] [--json]]
+ *     npm run bench:lab [-- [--seconds N] [--attach nfqueue] [--insecure] [--json]]
  *
  * | figure | how |
  * | --- | --- |
@@ -16,12 +16,15 @@
  * is taken on a pair of its own: the lab's checkpoints copy its own guest program only, so one asked for at the end of an
  * iperf3 run (its closing report differs) would spoil the next.
  *
+ * `--attach nfqueue` measures the pair once more with PN's tap in the bridge and its packets in the kernel's queues.
+ *
  * @module
  */
 import { type ChildProcess, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
+import type { LabAttach } from '../src/cli/experiments.ts';
 import { Bench } from '../src/lab/bench.ts';
 import type { ClientCalls, ClientRequest, ClientResult } from '../src/lab/client/main.ts';
 import { sleep } from '../src/lab/clock.ts';
@@ -178,12 +181,14 @@ async function protectedPair(
   seconds: number,
   directory: string,
   insecureLink: boolean,
+  attach: LabAttach,
 ): Promise<Figures> {
   const options = {
     directory,
     family: 4,
     seed: 0,
     insecureLink,
+    attach,
   } as const;
   const bench = await Bench.start(options);
   const { client, pvm, svm } = bench.topology;
@@ -219,6 +224,7 @@ async function main(): Promise<number> {
   const { values } = parseArgs({
     options: {
       seconds: { type: 'string', default: '5' },
+      attach: { type: 'string', default: 'packet' },
       insecure: { type: 'boolean', default: false },
       json: { type: 'boolean', default: false },
     },
@@ -228,6 +234,10 @@ async function main(): Promise<number> {
     console.error(`Cannot measure without ${program}: apt-get install ${program}`);
     return 71;
   }
+  if (values.attach !== 'packet' && values.attach !== 'nfqueue') {
+    console.error('--attach is packet or nfqueue');
+    return 64;
+  }
   const directory = sandboxDirectory();
   if (directory === undefined) return runInSandbox();
   enterSandbox((exitCode) => process.exit(exitCode));
@@ -235,21 +245,31 @@ async function main(): Promise<number> {
   const bridge: Figures = {};
   const both: Figures = {};
   const pair: Figures = {};
+  const queued: Figures = {};
   for (const [index, measure] of MEASUREMENTS.entries()) {
     console.error(`${index + 1} of ${MEASUREMENTS.length} ...`);
     // One after the other, so that a change of the machine's speed touches all three.
     Object.assign(bridge, await plain(measure, seconds));
     Object.assign(both, await plainBoth(measure, seconds));
     const place = join(directory, `pair-${index}`);
-    Object.assign(pair, await protectedPair(measure, seconds, place, values.insecure));
+    Object.assign(pair, await protectedPair(measure, seconds, place, values.insecure, 'packet'));
+    if (values.attach === 'packet') continue;
+    const queuedPlace = join(directory, `queued-${index}`);
+    Object.assign(
+      queued,
+      await protectedPair(measure, seconds, queuedPlace, values.insecure, values.attach),
+    );
   }
-  if (values.json) process.stdout.write(`${JSON.stringify({ bridge, both, pair })}\n`);
+  const more = values.attach === 'packet' ? {} : { queued };
+  if (values.json) process.stdout.write(`${JSON.stringify({ bridge, both, pair, ...more })}\n`);
   printTable({
     'plain bridge': row(bridge),
     'plain, both guests': row(both),
     'protected pair': row(pair),
+    ...(values.attach === 'packet' ? {} : { 'the pair, by queues': row(queued) }),
     'pair / plain': ratio(pair, bridge),
     'pair / both': ratio(pair, both),
+    ...(values.attach === 'packet' ? {} : { 'by queues / pair': ratio(queued, pair) }),
   });
   return 0;
 }

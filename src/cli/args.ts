@@ -271,6 +271,14 @@ function labCommand(actions: Actions, onExit: (code: number) => void): Command {
         .choices(['netns', 'qemu'])
         .default('netns'),
     )
+    .addOption(
+      new Option(
+        '--attach <way>',
+        'the primary stands in the way of its guest, or by packet queues',
+      )
+        .choices(['packet', 'nfqueue'])
+        .default('packet'),
+    )
     .option('--install', 'with --guest qemu: install the Debian packages that it needs')
     .option('--keep', 'leave everything up for exploring, and say how to enter it')
     .option('--json', 'one JSON object at the end, on standard output')

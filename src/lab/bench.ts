@@ -7,6 +7,8 @@
 import { mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { ColoError } from '../base/error.ts';
+import type { LabAttach } from '../cli/experiments.ts';
+import { QUEUE_PORT } from './attach.ts';
 import { Recorder, SilenceWatch } from './capture.ts';
 import type { ClientCalls } from './client/main.ts';
 import type { TransferRequest, TransferResult } from './client/transfer.ts';
@@ -31,6 +33,8 @@ export interface BenchOptions {
   readonly seed: number;
   /** A peer link without encryption; default: a pre-shared key. */
   readonly insecureLink?: boolean;
+  /** Default: packet. */
+  readonly attach?: LabAttach;
 }
 
 /** What the runner needs of a bench, whatever its guests are. */
@@ -92,11 +96,11 @@ export class Bench implements LabBench {
 
   /** Builds everything; `begin` waits for it. @throws ColoError */
   constructor(options: BenchOptions) {
-    const { directory, family, impairment } = options;
+    const { directory, family, impairment, attach = 'packet' } = options;
     this.#options = options;
     this.family = family;
     mkdirSync(directory, { recursive: true });
-    this.topology = buildTopology({ impaired: impairment !== undefined, plain: false });
+    this.topology = buildTopology({ impaired: impairment !== undefined, plain: false, attach });
     const { client, switch: switchNs, wire } = this.topology;
     this.silence = new SilenceWatch(switchNs);
     this.recorder = new Recorder(switchNs, 'p-client');
@@ -119,6 +123,7 @@ export class Bench implements LabBench {
       directory,
       requestPipe,
       insecureLink: this.#options.insecureLink ?? false,
+      ...(attach === 'nfqueue' ? { guestPort: QUEUE_PORT, netPort: null } : {}),
     });
     this.secondary = this.#newSecondary();
   }
@@ -182,9 +187,19 @@ export class Bench implements LabBench {
   async killPrimaryNode(): Promise<number> {
     const atMs = monotonicMs();
     this.#killed.add(this.primary);
+    // Where rules let the guest's output pass once the proxy is dead, none of it may be seen: the node dies as a whole.
+    if (this.#options.attach === 'nfqueue') this.topology.pn.ip(['link set eth0 down']);
     const gone = this.primary.end('SIGKILL');
     this.topology.pn.ip(['link set eth0 down', 'link set eth1 down', 'link set tap0 down']);
     await Promise.all([gone, this.pvm.kill(), this.vm.pvmLost()]);
+    return atMs;
+  }
+
+  /** The primary's proxy dies, and nothing else of its node. Returns when it happened. */
+  async killPrimaryProxy(): Promise<number> {
+    const atMs = monotonicMs();
+    this.#killed.add(this.primary);
+    await this.primary.end('SIGKILL');
     return atMs;
   }
 

@@ -56,6 +56,8 @@ export interface DaemonOptions {
   readonly insecureLink?: boolean;
   /** `--guest`. Default: packet:tap0 */
   readonly guestPort?: string;
+  /** `--net`; null: none is given. Default: packet:cp0 */
+  readonly netPort?: string | null;
   /** `--vm`. Default: one that writes requests to `requestPipe`. */
   readonly vm?: string;
 }
@@ -212,10 +214,10 @@ export class Daemon {
 
 function daemonArguments(options: DaemonOptions, controlPath: string): string[] {
   const { role, directory, requestPipe, compareTimeoutMs, insecureLink = false } = options;
-  const { guestPort = 'packet:tap0', vm } = options;
+  const { guestPort = 'packet:tap0', netPort = 'packet:cp0', vm } = options;
   const address = `${PEER_ADDRESSES.pn}:${PEER_PORT}`;
   const common = [
-    ...['--guest', guestPort, '--net', 'packet:cp0'],
+    ...['--guest', guestPort, ...(netPort === null ? [] : ['--net', netPort])],
     ...(insecureLink ? ['--peer-insecure'] : ['--peer-key', peerKeyFile(directory)]),
     ...['--peer-timeout', `${PEER_TIMEOUT_MS}`],
     ...['--control', controlPath, '--log-level', 'debug'],

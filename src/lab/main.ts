@@ -31,20 +31,27 @@ export async function runLab(options: LabOptions): Promise<number> {
 const say = (text: string): void => void process.stderr.write(text);
 
 async function runNetnsLab(options: LabOptions): Promise<number> {
-  const scenarios = selectScenarios(SCENARIOS, options.scenario);
+  const { attach = 'packet' } = options;
+  const possible = SCENARIOS.filter((scenario) => (scenario.attach ?? attach) === attach);
+  const scenarios = selectScenarios(possible, options.scenario);
   if (options.list === true) return list(scenarios);
   const directory = sandboxDirectory();
   if (directory === undefined) return runInSandbox();
-  return runInside(options, () => new Bench({ directory, family: 4, seed: 0 }), {
+  return runInside(options, () => new Bench({ directory, family: 4, seed: 0, attach }), {
     scenarios,
     guest: 'netns',
+    attach,
     directory,
     build: ({ impairment }, place, family) =>
-      new Bench({ directory: place, family, impairment, seed: family }),
+      new Bench({ directory: place, family, impairment, seed: family, attach }),
   });
 }
 
 async function runQemuLab(options: LabOptions): Promise<number> {
+  if (options.attach === 'nfqueue') {
+    const text = 'Virtual machines in the lab have no tap: --attach nfqueue is for --guest netns';
+    throw new ColoError('COLO_ERR_USAGE', text);
+  }
   const scenarios = selectScenarios(QEMU_SCENARIOS, options.scenario);
   if (options.list === true) return list(scenarios);
   const directory = sandboxDirectory();
@@ -59,6 +66,7 @@ async function runQemuLab(options: LabOptions): Promise<number> {
   return runInside(options, () => new QemuBench({ directory, family: 4, image }), {
     scenarios,
     guest: 'qemu',
+    attach: 'packet',
     directory,
     build: (_scenario, place, family) => new QemuBench({ directory: place, family, image }),
   });

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { LabGuest } from '../cli/experiments.ts';
+import type { LabAttach, LabGuest } from '../cli/experiments.ts';
 import type { LabBench } from './bench.ts';
 import type { Facts, Scenario } from './scenario.ts';
 
@@ -12,7 +12,7 @@ export interface ScenarioReport {
   readonly name: string;
   readonly family: 'ipv4' | 'ipv6';
   readonly guest: LabGuest;
-  readonly attach: 'packet';
+  readonly attach: LabAttach;
   readonly ok: boolean;
   readonly seconds: number;
   readonly facts: Facts;

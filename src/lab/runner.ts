@@ -4,7 +4,7 @@
  * @module
  */
 import { join } from 'node:path';
-import type { LabGuest } from '../cli/experiments.ts';
+import type { LabAttach, LabGuest } from '../cli/experiments.ts';
 import type { LabBench } from './bench.ts';
 import type { Family } from './clients.ts';
 import { factsLine, type LabReport, type ScenarioReport, title } from './report.ts';
@@ -13,6 +13,7 @@ import type { Scenario } from './scenario.ts';
 export interface RunOptions<B extends LabBench> {
   readonly scenarios: readonly Scenario<B>[];
   readonly guest: LabGuest;
+  readonly attach: LabAttach;
   /** Builds a bench in a directory of its own. @throws ColoError */
   readonly build: (scenario: Scenario<B>, directory: string, family: Family) => B;
   readonly directory: string;
@@ -45,7 +46,7 @@ async function runOne<B extends LabBench>(
     name: scenario.name,
     family: `ipv${family}`,
     guest: options.guest,
-    attach: 'packet',
+    attach: options.attach,
   } as const;
   const seconds = (): number => Math.round(performance.now() - startMs) / 1_000;
   let bench: B | undefined;

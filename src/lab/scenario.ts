@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { LabAttach } from '../cli/experiments.ts';
 import type { Bench, LabBench } from './bench.ts';
 import type { Family } from './clients.ts';
 import type { Impairment } from './relay/main.ts';
@@ -17,6 +18,8 @@ export interface Scenario<B extends LabBench = Bench> {
   readonly text: string;
   readonly families: readonly Family[];
   readonly impairment?: Impairment;
+  /** Only where the primary is attached in this way. */
+  readonly attach?: LabAttach;
   /** Throws when something is not as it must be. */
   run(bench: B): Promise<Facts>;
 }

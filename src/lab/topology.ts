@@ -8,10 +8,16 @@
  *
  * PVM and SVM have the same MAC and IP addresses. Only hosts have addresses: bridges, node ports and
  * switch ports never speak for themselves. With `impaired`, a namespace `wire` lies in the way of the
- * client and of each guest; what is in it must be carried across by the impairment relay.
+ * client and of each guest; what is in it must be carried across by the impairment relay. Attached by packet queues, PN's tap0 is in
+ * br0 as it is without a proxy, and there is no cp0:
+ *
+ *     pn:eth0 - br0 - tap0 --- pvm:eth0       rules of iptables on br0's way hand over to [primary]
  *
  * @module
  */
+
+import type { LabAttach } from '../cli/experiments.ts';
+import { attachByQueue } from './attach.ts';
 import { Namespace } from './netns.ts';
 
 export const GUEST_MAC = '52:54:00:c0:10:01';
@@ -40,6 +46,8 @@ export interface TopologyOptions {
   readonly impaired: boolean;
   /** Guest taps join the bridges directly, no proxy: the baseline. The SVM stays unplugged. */
   readonly plain: boolean;
+  /** How the primary gets between guest and network. Default: packet */
+  readonly attach?: LabAttach;
 }
 
 /** Interfaces of the `wire` namespace that the relay joins, by where they lie. */
@@ -86,7 +94,8 @@ export function buildTopology(options: TopologyOptions): Topology {
   for (const guest of [pvm, svm]) guest.sysctl({ ...HOST, ...GUEST });
 
   buildSwitch(switchNs, pn, sn);
-  buildNode(pn, options.plain ? 'plain' : 'proxied');
+  const isQueued = options.attach === 'nfqueue' && !options.plain;
+  buildNode(pn, options.plain || isQueued ? 'plain' : 'proxied');
   buildNode(sn, options.plain ? 'unplugged' : 'proxied');
   pn.ip(['link add eth1 type veth peer name eth1 netns @sn'], [sn]);
   for (const [node, address] of [
@@ -99,7 +108,9 @@ export function buildTopology(options: TopologyOptions): Topology {
   connect(pvm, 'eth0', pn, 'tap0', wire, 'pvm');
   connect(svm, 'eth0', sn, 'tap0', wire, 'svm');
   switchNs.ip(['link set p-client master sw0', 'link set p-client up']);
-  pn.ip([...(options.plain ? ['link set tap0 master br0'] : []), 'link set tap0 up']);
+  const isBridged = options.plain || isQueued;
+  pn.ip([...(isBridged ? ['link set tap0 master br0'] : []), 'link set tap0 up']);
+  if (isQueued) attachByQueue(pn);
   sn.ip(['link set tap0 up']);
   for (const guest of [pvm, svm]) addHost(guest, 'guest', GUEST_MAC);
   addHost(client, 'client', undefined);

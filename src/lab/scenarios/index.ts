@@ -4,6 +4,7 @@
  * @module
  */
 import type { Scenario } from '../scenario.ts';
+import { proxyDeadBypass, proxyDeadNoBypass } from './dead-proxy.ts';
 import { divergence } from './divergence.ts';
 import { failoverDownload, failoverGuestOpened, failoverIdle, failoverUpload } from './failover.ts';
 import { lossy } from './lossy.ts';
@@ -21,4 +22,6 @@ export const SCENARIOS: readonly Scenario[] = [
   silentSecondary,
   peerLoss,
   lossy,
+  proxyDeadBypass,
+  proxyDeadNoBypass,
 ];
