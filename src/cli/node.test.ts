@@ -106,6 +106,26 @@ async function until(condition: () => boolean): Promise<void> {
   }
 }
 
+describe('NodeRunner.batchUs', () => {
+  it('is of the batch under way, also after a port has had nothing', async () => {
+    const { guest, guestPort, runner } = await start('primary');
+    const times: number[] = [];
+    const receive = guestPort.receive.bind(guestPort);
+    guestPort.receive = (handler) => {
+      times.push(runner.batchUs);
+      return receive(handler);
+    };
+    guest.send(1);
+    await turn();
+    const laterUs = nowUs();
+    const index = times.length;
+    expect(index).toBeGreaterThan(1);
+    guest.send(2);
+    await turn();
+    expect(times[index]).toBeGreaterThanOrEqual(laterUs);
+  });
+});
+
 describe('NodeRunner and a lost peer', () => {
   const decisions = (): unknown[] =>
     world.runner

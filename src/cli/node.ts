@@ -312,7 +312,11 @@ export class NodeRunner implements ControlHandlers, VmEvents {
       this.#enter(() => {
         count = port.receive(handler);
       });
-      if (count === 0 || this.#phase === 'ended') return true;
+      if (count === 0 || this.#phase === 'ended') {
+        // The port may have asked for the time; the next batch has its own.
+        this.#batchUs = undefined;
+        return true;
+      }
       this.#settle();
     }
     return false;
