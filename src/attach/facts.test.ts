@@ -4,16 +4,53 @@ import { findRules, hasRules } from './rules.ts';
 import type { Tables } from './types.ts';
 
 describe('parseLinks', () => {
+  const stack = { arp_ignore: '0', disable_ipv6: undefined };
+  const none = {
+    kind: '',
+    master: '',
+    peer: '',
+    alias: '',
+    mac: '',
+    mtu: 0,
+    isUp: false,
+    callsIptables: { 4: false, 6: false },
+    isVlanAware: false,
+    portSettings: {},
+    stack,
+  };
+
   it('reads what iproute2 6.1 prints', () => {
     const json = `[{"ifname":"lo","flags":["LOOPBACK"]},
-      {"ifname":"br0","mtu":1500,"linkinfo":{"info_kind":"bridge","info_data":{"nf_call_iptables":0,"nf_call_ip6tables":1}}},
-      {"ifname":"tap0","master":"br0","linkinfo":{"info_kind":"tun","info_slave_kind":"bridge"}},{}]`;
-    expect(parseLinks(json)).toEqual([
-      { name: 'lo', kind: '', master: '', callsIptables: { 4: false, 6: false } },
-      { name: 'br0', kind: 'bridge', master: '', callsIptables: { 4: false, 6: true } },
-      { name: 'tap0', kind: 'tun', master: 'br0', callsIptables: { 4: false, 6: false } },
+      {"ifname":"br0","mtu":1500,"flags":["UP"],"linkinfo":{"info_kind":"bridge","info_data":
+        {"vlan_filtering":1,"nf_call_iptables":0,"nf_call_ip6tables":1}}},
+      {"ifname":"cp-b","link":"cp","master":"br0","address":"fe:54:00:00:00:01","ifalias":"x y","linkinfo":{"info_kind":"veth",
+        "info_slave_kind":"bridge","info_slave_data":{"state":"forwarding","priority":8,"cost":2,"hairpin":false,"learning":false,
+        "flood":true,"multicast_router":2,"mcast_flood":true,"group_fwd_mask":"0","isolated":true}}},
+      {"ifname":"eth0.5","link":"eth0","linkinfo":{"info_kind":"vlan"}},{}]`;
+    expect(parseLinks(json, () => stack)).toEqual([
+      { ...none, name: 'lo' },
+      {
+        ...none,
+        name: 'br0',
+        kind: 'bridge',
+        mtu: 1500,
+        isUp: true,
+        callsIptables: { 4: false, 6: true },
+        isVlanAware: true,
+      },
+      {
+        ...none,
+        name: 'cp-b',
+        kind: 'veth',
+        peer: 'cp',
+        master: 'br0',
+        mac: 'fe:54:00:00:00:01',
+        alias: 'x y',
+        portSettings: { priority: '8', learning: 'off', mcast_router: '2', isolated: 'on' },
+      },
+      { ...none, name: 'eth0.5', kind: 'vlan' },
     ]);
-    expect(parseLinks('')).toEqual([]);
+    expect(parseLinks('', () => stack)).toEqual([]);
   });
 });
 

@@ -8,7 +8,16 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { ColoError } from '../base/error.ts';
-import type { Backend, BridgeCalls, HostFacts, IpFamily, Link, Tables } from './types.ts';
+import type {
+  Backend,
+  BridgeCalls,
+  HostFacts,
+  IpFamily,
+  Link,
+  PortSettings,
+  StackSettings,
+  Tables,
+} from './types.ts';
 
 /** A host with many rules saves megabytes. */
 const OUTPUT_BYTES_MAX = 256 * 1024 * 1024;
@@ -28,7 +37,7 @@ const IPTABLES_NAMES = ['iptables', 'iptables-legacy', 'iptables-nft'];
 export function gatherFacts(iptablesPath?: string): HostFacts {
   checkRights();
   return {
-    links: parseLinks(output('ip', ['-json', '-details', 'link', 'show'])),
+    links: parseLinks(output('ip', ['-json', '-details', 'link', 'show']), readStack),
     tables: gatherTables(iptablesPath),
     isBackendGiven: iptablesPath !== undefined,
     boundQueues: parseBoundQueues(readText('/proc/net/netfilter/nfnetlink_queue') ?? ''),
@@ -37,28 +46,91 @@ export function gatherFacts(iptablesPath?: string): HostFacts {
   };
 }
 
-/** Reads the output of `ip -json -details link show`. */
-export function parseLinks(json: string): Link[] {
+/**
+ * Reads the output of `ip -json -details link show`.
+ *
+ * @param readStack what the host's IP stack does on an interface
+ */
+export function parseLinks(json: string, readStack: (name: string) => StackSettings): Link[] {
   const links = JSON.parse(json === '' ? '[]' : json) as IpLink[];
-  return links.flatMap(({ ifname, master = '', linkinfo }) => {
-    if (ifname === undefined) return [];
+  return links.flatMap((link): Link[] => {
+    const { ifname: name, linkinfo } = link;
+    if (name === undefined) return [];
     const data = linkinfo?.info_data;
-    const callsIptables = { 4: data?.nf_call_iptables === 1, 6: data?.nf_call_ip6tables === 1 };
-    return [{ name: ifname, kind: linkinfo?.info_kind ?? '', master, callsIptables }];
+    return [
+      {
+        name,
+        kind: linkinfo?.info_kind ?? '',
+        master: link.master ?? '',
+        peer: linkinfo?.info_kind === 'veth' ? (link.link ?? '') : '',
+        alias: link.ifalias ?? '',
+        mac: link.address ?? '',
+        mtu: link.mtu ?? 0,
+        isUp: link.flags?.includes('UP') === true,
+        callsIptables: { 4: data?.nf_call_iptables === 1, 6: data?.nf_call_ip6tables === 1 },
+        isVlanAware: data?.vlan_filtering === 1,
+        portSettings:
+          linkinfo?.info_slave_kind === 'bridge' ? ownSettings(linkinfo.info_slave_data ?? {}) : {},
+        stack: readStack(name),
+      },
+    ];
   });
 }
 
 /** What is used of an element of that output. */
 interface IpLink {
   readonly ifname?: string;
+  readonly link?: string;
+  readonly flags?: readonly string[];
   readonly master?: string;
+  readonly ifalias?: string;
+  readonly address?: string;
+  readonly mtu?: number;
   readonly linkinfo?: {
     readonly info_kind?: string;
     readonly info_data?: {
       readonly nf_call_iptables?: number;
       readonly nf_call_ip6tables?: number;
+      readonly vlan_filtering?: number;
     };
+    readonly info_slave_kind?: string;
+    readonly info_slave_data?: Readonly<Record<string, unknown>>;
   };
+}
+
+/**
+ * Settings of a bridge's port that belong to the port, with those of a new one (br_if.c, new_nbp, and what iproute2 prints). The
+ * path cost is not among them: the kernel takes it from the interface's speed.
+ */
+const NEW_PORT: Readonly<Record<string, unknown>> = {
+  priority: 32,
+  hairpin: false,
+  guard: false,
+  root_block: false,
+  fastleave: false,
+  learning: true,
+  flood: true,
+  proxy_arp: false,
+  proxy_arp_wifi: false,
+  multicast_router: 1,
+  mcast_flood: true,
+  bcast_flood: true,
+  mcast_to_unicast: false,
+  neigh_suppress: false,
+  group_fwd_mask: '0',
+  vlan_tunnel: false,
+  isolated: false,
+  locked: false,
+};
+
+function ownSettings(data: Readonly<Record<string, unknown>>): PortSettings {
+  const own = Object.entries(NEW_PORT).flatMap(([key, value]) => {
+    const given = data[key];
+    if (given === undefined || given === value) return [];
+    const word = key === 'multicast_router' ? 'mcast_router' : key;
+    return [[word, typeof given === 'boolean' ? (given ? 'on' : 'off') : String(given)]];
+  });
+  return Object.fromEntries(own) as PortSettings;
 }
 
 /** Reads /proc/net/netfilter/nfnetlink_queue: a line for each bound queue, which begins with its number. */
@@ -145,6 +217,13 @@ function readCalls(): BridgeCalls | undefined {
   const ipv4 = readText(`${folder}/bridge-nf-call-iptables`);
   const ipv6 = readText(`${folder}/bridge-nf-call-ip6tables`);
   return ipv4 === undefined ? undefined : { 4: ipv4.trim() === '1', 6: ipv6?.trim() === '1' };
+}
+
+function readStack(name: string): StackSettings {
+  return {
+    arp_ignore: readText(`/proc/sys/net/ipv4/conf/${name}/arp_ignore`)?.trim(),
+    disable_ipv6: readText(`/proc/sys/net/ipv6/conf/${name}/disable_ipv6`)?.trim(),
+  };
 }
 
 function readText(path: string): string | undefined {

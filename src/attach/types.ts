@@ -4,19 +4,22 @@
  *
  * @module
  */
-import type { Role } from '../env/messages.ts';
-
 export type IpFamily = 4 | 6;
 
 /** Whether frames of a bridge go through iptables and ip6tables: `nf_call_iptables`, `nf_call_ip6tables`. */
 export type BridgeCalls = Readonly<Record<IpFamily, boolean>>;
 
+/** How a guest's packets reach the daemon: the tap stays in the bridge, or the daemon stands between the two. */
+export type AttachMode = 'nfqueue' | 'packet';
+
 /** What `colo-proxy attach` is asked to do. */
 export interface AttachRequest {
-  readonly role: Role;
+  readonly mode: AttachMode;
   /** The guest's interface on this host. */
   readonly tap: string;
   readonly bridge: string;
+  /** Packet mode: the veth pair is NAME and NAME-b. Absent: `cp-TAP`. */
+  readonly veth?: string;
   /** First of two queues: the guest's output, then what goes to the guest. Absent: a free pair. */
   readonly queue?: number;
   /** Whether packets pass while no process listens on their queue. */
@@ -32,9 +35,28 @@ export interface Link {
   readonly kind: string;
   /** The bridge (or bond) that it belongs to; empty without one. */
   readonly master: string;
+  /** The other end of a veth pair; empty for other kinds, and when it is in another network namespace. */
+  readonly peer: string;
+  readonly alias: string;
+  readonly mac: string;
+  /** Bytes. */
+  readonly mtu: number;
+  readonly isUp: boolean;
   /** The bridge's own switches; false of other kinds. */
   readonly callsIptables: BridgeCalls;
+  /** Only of bridges: ports belong to VLANs. */
+  readonly isVlanAware: boolean;
+  /** Only of ports of a bridge: the settings that differ from those of a new port, as `ip` takes them. */
+  readonly portSettings: PortSettings;
+  /** What the host's own IP stack does on it; undefined where it has none. */
+  readonly stack: StackSettings;
 }
+
+/** Settings of a bridge's port: keyword and value of `ip link set ... type bridge_slave`. */
+export type PortSettings = Readonly<Record<string, string>>;
+
+/** Per interface: net.ipv4.conf.IF.arp_ignore, net.ipv6.conf.IF.disable_ipv6. */
+export type StackSettings = Readonly<Record<'arp_ignore' | 'disable_ipv6', string | undefined>>;
 
 /** A kernel knows two sets of tables, with programs of their own. */
 export type Backend = 'legacy' | 'nf_tables';
@@ -85,8 +107,11 @@ export interface Plan {
   readonly notes: readonly string[];
 }
 
-/** What a tap is attached by. */
+/** What the daemon is to be started with. */
+export type AttachedBy =
+  | { readonly mode: 'nfqueue' /** First of the two queues. */; readonly queue: number }
+  | { readonly mode: 'packet'; readonly guest: string; readonly net: string };
+
 export interface AttachPlan extends Plan {
-  /** First of the two queues. */
-  readonly queue: number;
+  readonly by: AttachedBy;
 }

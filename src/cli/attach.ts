@@ -6,7 +6,8 @@
 import { gatherFacts } from '../attach/facts.ts';
 import { planAttach, planDetach } from '../attach/plan.ts';
 import { describeAction, exclusively, runSteps } from '../attach/run.ts';
-import type { AttachPlan, Plan } from '../attach/types.ts';
+import type { AttachMode, AttachPlan, Plan } from '../attach/types.ts';
+import { ColoError } from '../base/error.ts';
 import type { Role } from '../env/messages.ts';
 import type { ProgramIo } from './args.ts';
 import { EXIT_OK } from './exit.ts';
@@ -23,6 +24,9 @@ interface CommonFlags {
 /** The flags of `attach`. */
 export interface AttachFlags extends CommonFlags {
   readonly bridge: string;
+  /** @default nfqueue on the primary, packet on the secondary */
+  readonly mode?: AttachMode;
+  readonly veth?: string;
   readonly queue?: number;
   /** `--no-bypass`. */
   readonly bypass: boolean;
@@ -31,26 +35,46 @@ export interface AttachFlags extends CommonFlags {
 
 export type DetachFlags = CommonFlags;
 
-/** @throws ColoError `COLO_ERR_ATTACH_...` */
+/** @throws ColoError `COLO_ERR_USAGE`, `COLO_ERR_ATTACH_...` */
 export async function runAttach(role: Role, flags: AttachFlags, io: ProgramIo): Promise<number> {
-  const { tap, bridge, queue, iptables } = flags;
+  const { tap, bridge, queue, veth, iptables } = flags;
+  const mode = chooseMode(role, flags);
+  const request = {
+    mode,
+    tap,
+    bridge,
+    ...(queue !== undefined && { queue }),
+    ...(veth !== undefined && { veth }),
+    isBypassing: flags.bypass,
+    isListening: flags.listening === true,
+  };
   const plan = await exclusively(() => {
-    const made = planAttach(
-      {
-        role,
-        tap,
-        bridge,
-        ...(queue !== undefined && { queue }),
-        isBypassing: flags.bypass,
-        isListening: flags.listening === true,
-      },
-      gatherFacts(iptables),
-    );
+    const made = planAttach(request, gatherFacts(iptables));
     carryOut(made, flags, io);
     return made;
   });
-  report(plan, flags, io, { role, bridge, queue: plan.queue }, attachedText(plan, flags));
+  report(plan, flags, io, { role, bridge, ...plan.by }, attachedText(plan, flags));
   return EXIT_OK;
+}
+
+/** The flags of one mode mean nothing in the other. */
+function chooseMode(role: Role, flags: AttachFlags): AttachMode {
+  const { mode = role === 'primary' ? 'nfqueue' : 'packet' } = flags;
+  if (role === 'secondary' && mode === 'nfqueue') {
+    const text =
+      'The secondary keeps its guest away from the network, which queues do not: it takes --mode packet only';
+    throw new ColoError('COLO_ERR_USAGE', text);
+  }
+  const { queue, bypass, listening, veth } = flags;
+  const isQueued = queue !== undefined || !bypass || listening === true;
+  if (mode === 'packet' && isQueued) {
+    const text = '--queue, --no-bypass and --listening are of --mode nfqueue';
+    throw new ColoError('COLO_ERR_USAGE', text);
+  }
+  if (mode === 'nfqueue' && veth !== undefined) {
+    throw new ColoError('COLO_ERR_USAGE', '--veth is of --mode packet');
+  }
+  return mode;
 }
 
 /** @throws ColoError `COLO_ERR_ATTACH_...` */
@@ -73,9 +97,13 @@ function carryOut({ steps }: Plan, { dryRun, verbose }: CommonFlags, io: Program
   });
 }
 
-function attachedText({ steps, queue }: AttachPlan, { tap, bridge }: AttachFlags): string {
+function attachedText({ steps, by }: AttachPlan, { tap, bridge }: AttachFlags): string {
   const word = steps.length === 0 ? 'is attached already' : 'attached';
-  return `${tap} of ${bridge} ${word}: its output is queue ${queue}, what goes to it is queue ${queue + 1}`;
+  const how =
+    by.mode === 'nfqueue'
+      ? `its output is queue ${by.queue}, what goes to it is queue ${by.queue + 1}`
+      : `the daemon takes --guest ${by.guest} --net ${by.net}`;
+  return `${tap} of ${bridge} ${word}: ${how}`;
 }
 
 /** With `--dry-run` standard output is a script: everything else in it is a comment. */

@@ -109,6 +109,13 @@ describe('command line', () => {
       'primary',
       { ...flags, bridge: 'br0', queue: 8, bypass: false, listening: true },
     ]);
+    const secondary = await run(
+      'attach secondary --tap tap0 --bridge br0 --mode packet --veth cp0',
+    );
+    expect(secondary.given).toEqual([
+      'secondary',
+      { tap: 'tap0', bridge: 'br0', mode: 'packet', veth: 'cp0', bypass: true },
+    ]);
     const plain = await run('attach primary --tap tap0 --bridge br0');
     expect(plain.given).toEqual(['primary', { tap: 'tap0', bridge: 'br0', bypass: true }]);
     const detach = await run(

@@ -5,6 +5,9 @@
  *                                        tap1 (another guest's)
  */
 import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { Namespaces, whyNoNamespaces } from '../support/netns.ts';
@@ -29,9 +32,15 @@ async function until(condition: () => boolean, timeoutMs = 10_000): Promise<void
   const end = performance.now() + timeoutMs;
   while (!condition()) {
     if (performance.now() > end) throw new Error('condition not met in time');
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    await pause(50);
   }
 }
+
+const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** 80 Mbit/s. */
+const HTB = ['htb', 'default', '1'];
+const HTB_CLASS = ['classid', '1:1', 'htb', 'rate', '80mbit'];
 
 interface Ended {
   readonly code: number | null;
@@ -204,6 +213,130 @@ describe.skipIf(reason !== '')(title, () => {
       coloProxy('detach', '--tap', 'tap0');
       // Neighbour discovery has failed meanwhile, and tries again in its own time.
       await until(() => answers(4) && answers(6));
+    });
+  });
+
+  describe('in packet mode', () => {
+    const attach = (...words: readonly string[]) =>
+      coloProxy('attach', 'secondary', '--tap', 'tap0', '--bridge', 'br0', ...words);
+
+    test('leaves the host as it was', async () => {
+      spaces.ip('host', 'link set dev tap0 type bridge_slave isolated on learning off');
+      spaces.run('host', ['sh', '-c', 'echo 0 > /proc/sys/net/ipv6/conf/tap0/disable_ipv6']);
+      await until(
+        () => /fe80.*\n.*\n.*tap1/.test(hostState()) && !hostState().includes('tentative'),
+      );
+      const before = hostState();
+      expect(attach('--dry-run')).toMatchObject({ code: 0, err: '' });
+      expect(hostState()).toBe(before);
+
+      expect(attach()).toEqual({
+        code: 0,
+        err: '',
+        out: 'tap0 of br0 attached: the daemon takes --guest packet:tap0 --net packet:cp-tap0\n',
+      });
+      expect(answers(4)).toBe(false);
+      const links = spaces.ip('host', '-d link show cp-tap0-b');
+      expect(links).toMatch(/master br0 .*isolated on/s);
+      await until(() => /cp-tap0-b@cp-tap0: .*LOWER_UP.* state UP/.test(hostState()));
+      const attached = hostState();
+      expect(attach().out).toMatch(/is attached already/);
+      expect(hostState()).toBe(attached);
+
+      expect(coloProxy('detach', '--tap', 'tap0')).toMatchObject({ code: 0, err: '' });
+      // The link-local address comes back by itself.
+      await until(() => hostState() === before);
+      expect(coloProxy('detach', '--tap', 'tap0').out).toBe('tap0 is not attached\n');
+    });
+
+    test('prints with --dry-run what a shell can run', async () => {
+      const before = hostState();
+      spaces.run('host', ['sh', '-e', '-c', attach('--dry-run').out]);
+      expect(attach().out).toMatch(/is attached already/);
+      const undo = coloProxy('detach', '--tap', 'tap0', '--dry-run').out;
+      spaces.run('host', ['sh', '-e', '-c', undo]);
+      await until(() => hostState() === before);
+    });
+
+    test('completes what was cut short, at any step', () => {
+      const steps = attach('--dry-run').out.trim().split('\n');
+      attach();
+      const complete = spaces.ip('host', 'link').replace(/^\d+: |link\/ether \S+/gm, '');
+      coloProxy('detach', '--tap', 'tap0');
+      for (let count = 1; count < steps.length; count++) {
+        spaces.run('host', ['sh', '-e', '-c', steps.slice(0, count).join('\n')]);
+        expect(attach()).toMatchObject({ code: 0, err: '' });
+        const links = spaces.ip('host', 'link').replace(/^\d+: |link\/ether \S+/gm, '');
+        expect(links.replace(/state \S+/g, '')).toBe(complete.replace(/state \S+/g, ''));
+        expect(coloProxy('detach', '--tap', 'tap0').code).toBe(0);
+      }
+    });
+
+    test('takes back what it has done when a step fails', async () => {
+      const before = hostState();
+      const folder = mkdtempSync(join(tmpdir(), 'colo-attach-'));
+      try {
+        // An `ip` that cannot take the tap out of its bridge: the last step fails.
+        const script = `#!/bin/sh\ncase "$*" in *"dev tap0 nomaster") echo broken >&2; exit 2;; *) PATH=${process.env['PATH']} exec ip "$@";; esac\n`;
+        writeFileSync(join(folder, 'ip'), script, { mode: 0o755 });
+        const words = ['attach', 'secondary', '--tap', 'tap0', '--bridge', 'br0', '-v'];
+        const env = { ...process.env, PATH: `${folder}:${process.env['PATH']}` };
+        const command = [`--net=${spaces.path('host')}`, process.execPath, COLO_PROXY, ...words];
+        const ended = spawnSync('nsenter', command, { encoding: 'utf8', env });
+        expect(ended.status).toBe(71);
+        expect(ended.stderr).toMatch(/Failed: ip link set dev tap0 nomaster: broken\n/);
+        expect(ended.stderr).toMatch(/\ncolo-proxy: Nothing has been changed\n$/);
+        await until(() => hostState() === before);
+      } finally {
+        rmSync(folder, { recursive: true });
+      }
+    });
+  });
+
+  describe('while a guest is downloaded from', () => {
+    const BYTES = 30_000_000;
+
+    /** A download that takes 3 s at least. */
+    async function startDownload() {
+      spaces.run('guest', ['tc', 'qdisc', 'add', 'dev', 'g0', 'root', 'handle', '1:', ...HTB]);
+      spaces.run('guest', ['tc', 'class', 'add', 'dev', 'g0', 'parent', '1:', ...HTB_CLASS]);
+      await spaces.serve('guest', '10.77.0.2', 80);
+      const result = spaces.endpoint('client', 'download', '10.77.0.2', 80, BYTES);
+      await pause(500);
+      return result;
+    }
+
+    test('rules come and go without a daemon', async () => {
+      const download = startDownload();
+      await pause(700);
+      for (let round = 0; round < 3; round++) {
+        const words = ['--tap', 'tap0', '--bridge', 'br0', '--iptables', 'iptables-nft'];
+        expect(coloProxy('attach', 'primary', ...words).code).toBe(0);
+        await pause(300);
+        expect(matched('nft', 4, 'PREROUTING')).toBeGreaterThan(10);
+        expect(coloProxy('detach', '--tap', 'tap0').code).toBe(0);
+      }
+      expect(await download).toMatchObject({ ok: true, bytes: BYTES });
+    });
+
+    test('a daemon comes and goes in packet mode', async () => {
+      const before = hostState();
+      const download = startDownload();
+      await pause(700);
+      const place = ['--tap', 'tap0', '--bridge', 'br0', '--mode', 'packet'];
+      expect(coloProxy('attach', 'primary', ...place).code).toBe(0);
+      const ports = ['--guest', 'packet:tap0', '--net', 'packet:cp-tap0'];
+      const peer = ['--peer', 'listen:127.0.0.1:9000', '--peer-insecure'];
+      const node = ['primary', ...ports, ...peer, '--log-level', 'error'];
+      const daemon = spaces.start('host', [process.execPath, COLO_PROXY, ...node]);
+      const ended = new Promise((resolve) => daemon.once('exit', resolve));
+      await until(() => answers(4));
+      await pause(500);
+      daemon.kill('SIGTERM');
+      expect(await ended).toBe(0);
+      expect(coloProxy('detach', '--tap', 'tap0').code).toBe(0);
+      expect(await download).toMatchObject({ ok: true, bytes: BYTES });
+      await until(() => hostState() === before);
     });
   });
 

@@ -1,51 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { planAttach, planDetach } from './plan.ts';
-import { describeAction } from './run.ts';
-import type { AttachRequest, HostFacts, Link, Plan, Tables } from './types.ts';
-
-const OFF = { 4: false, 6: false };
-const ON = { 4: true, 6: true };
-
-const bridge = (name: string, callsIptables = OFF): Link => ({
-  name,
-  kind: 'bridge',
-  master: '',
-  callsIptables,
-});
-const tap = (name: string, master = 'br0'): Link => ({
-  name,
-  kind: 'tun',
-  master,
-  callsIptables: OFF,
-});
-
-function tables(saved: readonly string[] = [], backend: Tables['backend'] = 'nf_tables'): Tables {
-  const suffix = backend === 'legacy' ? '-legacy' : '';
-  const text = ['*mangle', ':PREROUTING ACCEPT [0:0]', ...saved, 'COMMIT', ''].join('\n');
-  const programs = { 4: `iptables${suffix}`, 6: `ip6tables${suffix}` };
-  return { backend, programs, saved: { 4: text, 6: text } };
-}
-
-function facts(changes: Partial<HostFacts> = {}): HostFacts {
-  return {
-    links: [bridge('br0'), tap('tap0'), tap('tap1')],
-    tables: [tables()],
-    isBackendGiven: false,
-    boundQueues: [],
-    allBridgesCall: OFF,
-    hasIpv6: true,
-    ...changes,
-  };
-}
-
-const REQUEST: AttachRequest = {
-  role: 'primary',
-  tap: 'tap0',
-  bridge: 'br0',
-  queue: 8,
-  isBypassing: true,
-  isListening: false,
-};
+import { bridge, commands, facts, ON, REQUEST, tables, tap, undos } from './test-facts.ts';
+import type { AttachRequest, HostFacts } from './types.ts';
 
 /** The two rules of tap0 as iptables-save prints them, in the order that inserting gives. */
 function savedRules(name = 'tap0', queue = 8, tag = `${name}:br0:00`): string[] {
@@ -55,10 +11,6 @@ function savedRules(name = 'tap0', queue = 8, tag = `${name}:br0:00`): string[] 
     `-A POSTROUTING -m physdev --physdev-out ${name} --physdev-is-bridged ${end} ${queue + 1} --queue-bypass`,
   ];
 }
-
-const commands = ({ steps }: Plan): string[] => steps.map(({ action }) => describeAction(action));
-const undos = ({ steps }: Plan): string[] =>
-  steps.map(({ undo }) => (undo === undefined ? '' : describeAction(undo)));
 
 const IN = '-m physdev --physdev-in tap0 -m comment --comment colo-proxy:tap0:br0:00';
 const OUT =
@@ -81,7 +33,7 @@ describe('planAttach', () => {
       `ip6tables -w 5 -t mangle -D POSTROUTING ${OUT} -j NFQUEUE --queue-num 9 --queue-bypass`,
       'ip link set dev br0 type bridge nf_call_iptables 0 nf_call_ip6tables 0',
     ]);
-    expect(plan).toMatchObject({ queue: 8, notes: [] });
+    expect(plan).toMatchObject({ by: { mode: 'nfqueue', queue: 8 }, notes: [] });
   });
 
   it('drops while no daemon runs, when it is told to', () => {
@@ -94,9 +46,10 @@ describe('planAttach', () => {
   it('does nothing when everything is done', () => {
     const links = [bridge('br0', ON), tap('tap0')];
     const done = facts({ links, tables: [tables(savedRules())], boundQueues: [8, 9] });
-    expect(planAttach(REQUEST, done)).toEqual({ steps: [], notes: [], queue: 8 });
+    const nothing = { steps: [], notes: [], by: { mode: 'nfqueue', queue: 8 } };
+    expect(planAttach(REQUEST, done)).toEqual(nothing);
     const { queue: _, ...anyQueue } = REQUEST;
-    expect(planAttach(anyQueue, done)).toEqual({ steps: [], notes: [], queue: 8 });
+    expect(planAttach(anyQueue, done)).toEqual(nothing);
   });
 
   it('completes what was cut short, with the queues and the memory that it had', () => {
@@ -116,7 +69,7 @@ describe('planAttach', () => {
     const others = [tables(savedRules('tap1', 64, 'tap1:br0:01'))];
     const { queue: _, ...anyQueue } = REQUEST;
     const plan = planAttach(anyQueue, facts({ links, tables: others }));
-    expect(plan.queue).toBe(66);
+    expect(plan.by).toEqual({ mode: 'nfqueue', queue: 66 });
     expect(commands(plan)).toHaveLength(4);
     expect(commands(plan)[0]).toContain('colo-proxy:tap0:br0:01');
   });
@@ -227,14 +180,14 @@ describe('planAttach', () => {
 
   it('takes a queue of a process that is said to be the daemon', () => {
     const plan = planAttach({ ...REQUEST, isListening: true }, facts({ boundQueues: [8, 9] }));
-    expect(plan.queue).toBe(8);
+    expect(plan.by).toEqual({ mode: 'nfqueue', queue: 8 });
   });
 
   it('finds a pair that neither rules nor processes use', () => {
     const { queue: _, ...anyQueue } = REQUEST;
     const used = [tables(['-A FORWARD -j NFQUEUE --queue-num 67'])];
     const plan = planAttach(anyQueue, facts({ boundQueues: [64], tables: used }));
-    expect(plan.queue).toBe(68);
+    expect(plan.by).toEqual({ mode: 'nfqueue', queue: 68 });
   });
 });
 
