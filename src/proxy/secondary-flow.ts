@@ -232,7 +232,7 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
    *
    * A damaged segment, which the SVM refuses anyway, must not decide over the connection.
    */
-  learnFromClient(info: FrameInfo, failedOver: boolean): void {
+  learnFromClient(info: FrameInfo, options: TcpOptions, failedOver: boolean): void {
     if (info.isFragment || !isTransportChecksumRight(info)) return;
     const { clientIsn } = this;
     const isSynAck = (info.tcpFlags & TCP_SYN) !== 0 && this.secondaryIsn !== undefined;
@@ -246,6 +246,9 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
       seqDistance(clientIsn, info.seq) <= WINDOW_BYTES_MAX;
     if (isSynAck || isFirst || isLate) {
       this.primaryIsn = seqAdd(info.ack, -1);
+      // It echoes the TSval of what it acknowledges. Linux refuses an ACK of its SYN-ACK with another echo. After the
+      // failover that SYN-ACK was the SVM's, whose clock the client knows already.
+      if (!failedOver && options.hasTimestamps) this.primarySynTsval = options.tsecr;
       this.#learn();
     } else if (this.secondaryIsn === undefined) {
       // Not of the handshake that was seen (a forged SYN): the connection is older than the last commit.

@@ -258,9 +258,10 @@ export class SecondaryFlows {
       return true;
     }
     if (flow === undefined) return true;
+    const options = this.#parse(info);
     if (!flow.isOpen && (flags & TCP_ACK) !== 0 && (flags & TCP_RST) === 0) {
       if (flow.primaryIsn === undefined && !flow.isNew) {
-        flow.learnFromClient(info, this.failedOver);
+        flow.learnFromClient(info, options, this.failedOver);
       }
       if (flow.primaryIsn !== undefined && flow.secondaryIsn === undefined) {
         // Its numbers cannot be translated yet, and the SVM would answer a wrong ACK by a RST. The client repeats.
@@ -269,7 +270,6 @@ export class SecondaryFlows {
       }
       if ((flags & TCP_SYN) === 0 && (flow.isLearned || flow.isNew)) flow.isOpen = true;
     }
-    const options = this.#parse(info);
     flow.followClient(info, options);
     if ((flags & TCP_ACK) !== 0) {
       if (flow.retainedFirst !== undefined) this.#retention.confirmSegments(flow, info.ack);

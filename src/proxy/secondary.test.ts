@@ -22,6 +22,7 @@ import {
   PRIMARY_ISN,
   primarySeq,
   SECONDARY_ISN,
+  SECONDARY_TSVAL,
   SecondaryWorld,
   secondarySeq,
 } from '../../test/support/secondary-world.ts';
@@ -266,6 +267,25 @@ describe('SecondaryEngine, translation', () => {
     const [ack] = w.client(fromClient({ ack: primarySeq(0) }));
     expect(numbers(ack!).ack).toBe(secondarySeq(0));
     expect(numbers(w.svm(fromSvm(0, 'a'))[0]!).seq).toBe(primarySeq(0));
+  });
+
+  it('learns the timestamps too from the first ACK of the client, whichever clock is ahead', () => {
+    for (const primaryTsval of [SECONDARY_TSVAL - 7_000, SECONDARY_TSVAL + 7_000]) {
+      const w = new SecondaryWorld().protect();
+      const options = (tsval: number, tsecr: number) => ({ timestamps: { tsval, tsecr } });
+      w.client(fromClient({ seq: CLIENT_ISN, flags: TCP_SYN, options: options(100, 0) }));
+      const synAck = { seq: SECONDARY_ISN, ack: CLIENT_ISN + 1, flags: TCP_SYN | TCP_ACK };
+      w.svm(tcpFrame({ ...synAck, options: options(SECONDARY_TSVAL, 100) }));
+      const ack = (tsecr: number) =>
+        fromClient({ ack: primarySeq(0), options: options(101, tsecr) });
+      const [sent] = w.client(ack(primaryTsval));
+      // Linux (tcp_check_req) drops it otherwise, and sends its SYN-ACK again until it gives up.
+      const expected = fromClient({ ack: secondarySeq(0), options: options(101, SECONDARY_TSVAL) });
+      expect(frameBytes(sent!)).toEqual(frameBytes(expected));
+      const [data] = w.svm(fromSvm(0, 'a', { options: options(SECONDARY_TSVAL + 50, 101) }));
+      const translated = { seq: primarySeq(0), options: options(primaryTsval + 50, 101) };
+      expect(frameBytes(data!)).toEqual(frameBytes(fromSvm(0, 'a', translated)));
+    }
   });
 
   it('does not let a forged ACK replace what the primary said', () => {
