@@ -147,6 +147,9 @@ function nodeCommand(role: Role, actions: Actions, onExit: (code: number) => voi
       option('--peer <address>', 'listen:HOST:PORT or connect:HOST:PORT', parsePeerAddress),
     )
     .addOption(
+      new Option('--forward-dev <interface>', 'instead of --peer: raw frames, as in the RFC'),
+    )
+    .addOption(
       option('--peer-key <file>', 'pre-shared key of both nodes, 32 bytes or more', parsePath),
     )
     .addOption(option('--peer-ca <file>', 'certificate authority of the peer (PEM)', parsePath))

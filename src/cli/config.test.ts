@@ -197,6 +197,51 @@ describe('resolveSettings()', () => {
     expect(fault({}).code).toBe('COLO_ERR_CONFIG'); // there was a file: it is to blame
   });
 
+  describe('with a forward device', () => {
+    const raw = { guest: 'packet:a', net: 'packet:b', forwardDev: 'eth1' };
+
+    it('has no peer and no security', () => {
+      const settings = resolveSettings('primary', raw, undefined);
+      expect(settings).toMatchObject({
+        peer: undefined,
+        forward: 'packet:eth1',
+        peerSecurity: { kind: 'insecure' },
+      });
+      expect(primaryConfig(settings).reportsProgress).toBe(false);
+      expect(primaryConfig(resolveSettings('primary', flags, undefined)).reportsProgress).toBe(
+        true,
+      );
+    });
+
+    it('replaces the peer of the file, and is replaced by a peer', () => {
+      const withPeer = parseConfig(FULL, 'c.yaml');
+      const { forward, peer } = resolveSettings('primary', { forwardDev: 'eth1' }, withPeer);
+      expect({ forward, peer }).toEqual({ forward: 'packet:eth1', peer: undefined });
+      const withRaw = parseConfig('guest: packet:a\nnet: packet:b\nforward-dev: eth1\n', 'c.yaml');
+      expect(resolveSettings('primary', {}, withRaw).forward).toBe('packet:eth1');
+      const { peer: given, peerInsecure } = flags;
+      const replaced = resolveSettings('primary', { peer: given, peerInsecure }, withRaw);
+      expect(replaced).toMatchObject({ forward: undefined, peer: given });
+    });
+
+    it.each([
+      ['primary', { peer: flags.peer }, 'Give --peer or --forward-dev, not both'],
+      ['primary', { peerKey: '/k' }, 'neither authentication nor encryption'],
+      ['primary', { onPeerLoss: { kind: 'hold' } }, 'does not tell when the peer is lost'],
+      ['primary', { forwardDev: 'b' }, 'cannot be another port of this node: packet:b'],
+      ['primary', { forwardDev: 'a/b' }, 'cannot be the name of an interface'],
+      ['secondary', {}, 'Nobody would tell this node of checkpoints'],
+      ['secondary', { vm: { kind: 'exec', command: 'x' } }, 'Nobody would tell this node'],
+    ] as const)('refuses for the %s: %j', (role, more, text) => {
+      expect(() => resolveSettings(role, { ...raw, ...more }, undefined)).toThrow(text);
+    });
+
+    it('takes a secondary that is told of checkpoints', () => {
+      const told = { ...raw, control: '/c' };
+      expect(resolveSettings('secondary', told, undefined).forward).toBe('packet:eth1');
+    });
+  });
+
   it('refuses a port that cannot be, as a fault of the command line', () => {
     expect(() => resolveSettings('primary', { ...flags, net: 'floppy:a' }, undefined)).toThrow(
       expect.objectContaining({ code: 'COLO_ERR_PORT_SPEC' }),

@@ -71,6 +71,11 @@ function checkPort(text: string): string {
   return text;
 }
 
+function checkForwardDevice(name: string): string {
+  parsePortSpec(`packet:${name}`);
+  return name;
+}
+
 const count = (max: number) => value((text) => parseCount(text, 1, max));
 const flag = z.boolean({ error: 'Expected true or false' });
 
@@ -94,6 +99,7 @@ const fileSchema = z.strictObject(
     guest: value(checkPort).optional(),
     net: value(checkPort).optional(),
     peer: value(parsePeerAddress).optional(),
+    'forward-dev': value(checkForwardDevice).optional(),
     'peer-key': value(parsePath).optional(),
     'peer-ca': value(parsePath).optional(),
     'peer-cert': value(parsePath).optional(),
@@ -220,6 +226,7 @@ function toSettings(file: z.infer<typeof fileSchema>): GivenSettings {
     guest: file.guest,
     net: file.net,
     peer: file.peer,
+    forwardDev: file['forward-dev'],
     peerKey: file['peer-key'],
     peerCa: file['peer-ca'],
     peerCert: file['peer-cert'],

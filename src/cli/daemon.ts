@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { assert } from '../base/assert.ts';
 import type { Micros } from '../base/time.ts';
 import { ControlServer } from '../control/server.ts';
 import type { Engine, EngineOutput } from '../env/engine.ts';
@@ -24,6 +25,8 @@ import { PeerLossArbiter } from '../vm/arbiter.ts';
 import { openVm } from '../vm/open.ts';
 import { readVersion } from './args.ts';
 import { EXIT_INTERNAL } from './exit.ts';
+import { ForwardInput } from './forward-input.ts';
+import { LoneSecondaryEngine } from './lone-secondary.ts';
 import { type NodeEnd, NodeRunner } from './node.ts';
 import {
   type NodeSettings,
@@ -40,11 +43,11 @@ import {
  */
 export function runDaemon(settings: NodeSettings): Promise<number> {
   return supervise(settings, settings.role, describe(settings), async (log) => {
-    const ports = await openNodePorts(settings.guest, settings.net);
+    const ports = await openPorts(settings);
     try {
       return createRunner(settings, log, ports);
     } catch (error) {
-      await closeAll([ports.guest, ports.net]);
+      await closePorts(ports);
       throw error;
     }
   });
@@ -133,25 +136,55 @@ export async function closeAll(ports: readonly Port[]): Promise<void> {
 interface Ports {
   readonly guest: Port;
   readonly net: Port;
+  /** The raw forward device in the place of a peer link. */
+  readonly forward: Port | undefined;
+}
+
+async function openPorts({ guest, net, forward }: NodeSettings): Promise<Ports> {
+  const ports = await openNodePorts(guest, net);
+  if (forward === undefined) return { ...ports, forward: undefined };
+  try {
+    return { ...ports, forward: await openPort(forward) };
+  } catch (error) {
+    await closeAll([ports.guest, ports.net]);
+    throw error;
+  }
+}
+
+function closePorts({ guest, net, forward }: Ports): Promise<void> {
+  return closeAll([guest, net, ...(forward === undefined ? [] : [forward])]);
 }
 
 function createRunner(settings: NodeSettings, log: Log, ports: Ports): NodeRunner {
   const version = readVersion();
+  const { role, control } = settings;
+  const forwarded =
+    ports.forward &&
+    new ForwardInput(role, ports.guest, ports.forward, (): Micros => runner.batchUs);
   const runner: NodeRunner = new NodeRunner({
     netPort: ports.net,
-    guestPort: ports.guest,
-    link: createLink(settings, version, () => runner.local),
-    vm: openVm(settings.vm, { role: settings.role, log, controlPath: settings.control }),
+    guestPort: forwarded ?? ports.guest,
+    link: forwarded?.link ?? createLink(settings, version, () => runner.local),
+    vm: openVm(settings.vm, {
+      role,
+      log,
+      controlPath: control,
+      isAlone: forwarded !== undefined && role === 'secondary',
+    }),
     log,
     events: new EventRing(),
     nowUs,
-    createEngine: (output, startUs) => createEngine(settings, output, startUs),
+    createEngine: (output, startUs) => {
+      const engine = createEngine(settings, output, startUs);
+      if (forwarded !== undefined) forwarded.engine = engine;
+      return engine;
+    },
     createArbiter: (actions) =>
       new PeerLossArbiter({
-        role: settings.role,
+        role,
         spec: settings.onPeerLoss,
         actions,
-        controlPath: settings.control,
+        controlPath: control,
       }),
     version,
   });
@@ -159,9 +192,11 @@ function createRunner(settings: NodeSettings, log: Log, ports: Ports): NodeRunne
 }
 
 function createEngine(settings: NodeSettings, output: EngineOutput, startUs: Micros): Engine {
-  return settings.role === 'primary'
-    ? new PrimaryEngine(primaryConfig(settings), output, startUs)
-    : new SecondaryEngine(secondaryConfig(settings), output, startUs);
+  if (settings.role === 'primary') {
+    return new PrimaryEngine(primaryConfig(settings), output, startUs);
+  }
+  const Secondary = settings.forward === undefined ? SecondaryEngine : LoneSecondaryEngine;
+  return new Secondary(secondaryConfig(settings), output, startUs);
 }
 
 function createLink(
@@ -169,6 +204,7 @@ function createLink(
   software: string,
   localNode: () => NodeRunner['local'],
 ): PeerLink {
+  assert(settings.peer !== undefined, 'a node has a peer or a forward device');
   const { mode, host, port } = settings.peer;
   const security = loadLinkSecurity(securityOptions(settings.peerSecurity), settings.role);
   const timeoutUs = settings.peerTimeoutUs;
@@ -240,11 +276,11 @@ function catchStrays(log: NodeLog): () => void {
 }
 
 function describe(settings: NodeSettings): Record<string, unknown> {
-  const { guest, net, peer, peerSecurity, vm, control } = settings;
+  const { guest, net, peer, forward, peerSecurity, vm, control } = settings;
   return {
     guest,
     net,
-    peer: `${peer.mode}:${peer.host}:${peer.port}`,
+    peer: peer === undefined ? `raw:${forward}` : `${peer.mode}:${peer.host}:${peer.port}`,
     security: peerSecurity.kind,
     vm: vm.vm.kind,
     control,

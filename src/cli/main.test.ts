@@ -99,6 +99,14 @@ describe('command line', () => {
     ]);
   });
 
+  it('reads the forward device of both nodes', async () => {
+    for (const role of ['primary', 'secondary']) {
+      const { given } = await run(`${role} --guest packet:a --net packet:b --forward-dev eth1`);
+      const flags = { guest: 'packet:a', net: 'packet:b', forwardDev: 'eth1' };
+      expect(given).toEqual([role, flags, undefined]);
+    }
+  });
+
   it('reads every flag of attach and detach', async () => {
     const attach = await run(
       'attach primary --tap tap0 --bridge br0 --queue 8 --no-bypass --listening --iptables /sbin/iptables-legacy --dry-run -v --json',

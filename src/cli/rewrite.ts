@@ -7,7 +7,6 @@
  */
 import { ColoError } from '../base/error.ts';
 import type { Micros } from '../base/time.ts';
-import type { CommandResult } from '../env/engine.ts';
 import type { FrameBuffer, FrameHandler } from '../env/frame.ts';
 import type { Log } from '../env/log.ts';
 import { LINK_FRAME_CLIENT } from '../env/messages.ts';
@@ -17,12 +16,13 @@ import type { LogLevel } from '../observe/levels.ts';
 import { nowUs } from '../os/clock.ts';
 import { SplitPort } from '../port/split.ts';
 import { SECONDARY_DEFAULTS } from '../proxy/config.ts';
-import { SecondaryEngine } from '../proxy/secondary.ts';
+import type { SecondaryEngine } from '../proxy/secondary.ts';
 import { openVm } from '../vm/open.ts';
 import type { VmSpec } from '../vm/spec.ts';
 import { readVersion } from './args.ts';
 import { withVnetHeader } from './compare.ts';
 import { closeAll, openAll, supervise } from './daemon.ts';
+import { LoneSecondaryEngine } from './lone-secondary.ts';
 import { NodeRunner } from './node.ts';
 import { randomHashKey } from './settings.ts';
 import { SocketPeer } from './socket-peer.ts';
@@ -111,21 +111,13 @@ export function createRewriteNode(
     nowUs,
     createEngine: (output, startUs) => {
       const config = { ...SECONDARY_DEFAULTS, hashKey: randomHashKey() };
-      const engine = new RewriteEngine(config, output, startUs);
+      const engine = new LoneSecondaryEngine(config, output, startUs);
       netPort.engine = engine;
       return engine;
     },
     version: readVersion(),
   });
   return runner;
-}
-
-/** Nobody here can see whether the primary lives: whoever asks for the failover has to know. */
-class RewriteEngine extends SecondaryEngine {
-  override failover(force: boolean, atUs: Micros): CommandResult {
-    if (!force && this.status(atUs).failoverReady) this.onPeerDown('failover asked for', atUs);
-    return super.failover(force, atUs);
-  }
 }
 
 /** Before the failover what comes from there is the clients' frames as the primary has got them, after it the network's own. */

@@ -45,6 +45,8 @@ export interface GivenSettings {
   readonly guest?: string;
   readonly net?: string;
   readonly peer?: PeerAddress;
+  /** Name of the interface. */
+  readonly forwardDev?: string;
   readonly peerKey?: string;
   readonly peerCa?: string;
   readonly peerCert?: string;
@@ -75,12 +77,18 @@ export type PeerSecuritySettings =
     }
   | { readonly kind: 'insecure' };
 
+/** Keys of one way of authentication. */
+const SECURITY_KEYS = ['peerKey', 'peerCa', 'peerCert', 'peerPrivateKey', 'peerInsecure'] as const;
+
 /** Complete settings of a node. */
 export interface NodeSettings {
   readonly role: Role;
   readonly guest: string;
   readonly net: string;
-  readonly peer: PeerAddress;
+  /** Undefined with a forward device. */
+  readonly peer: PeerAddress | undefined;
+  /** PORT of the raw forward device. */
+  readonly forward: string | undefined;
   readonly peerSecurity: PeerSecuritySettings;
   readonly peerTimeoutUs: Micros;
   readonly vm: VmSpecs;
@@ -105,21 +113,31 @@ export function resolveSettings(
   const code = file === undefined ? 'COLO_ERR_USAGE' : 'COLO_ERR_CONFIG';
   // Here rather than by the command line's parser: the port kinds are not loaded for other commands.
   for (const port of [flags.guest, flags.net]) if (port !== undefined) parsePortSpec(port);
-  const given: GivenSettings = { ...file, ...withoutSecurity(file, flags), ...flags };
-  const { guest, peer } = given;
+  const given: GivenSettings = {
+    ...file,
+    ...withoutSecurity(file, flags),
+    ...withoutOther(flags),
+    ...flags,
+  };
+  const { guest, peer, forwardDev } = given;
   if (guest === undefined) throw missing(code, '--guest PORT', file);
   const net = isBothSides(guest) ? resolveBothSides(role, guest, given.net, code) : given.net;
   if (net === undefined) throw missing(code, '--net PORT', file);
-  if (peer === undefined) throw missing(code, '--peer listen:HOST:PORT | connect:HOST:PORT', file);
+  if (peer === undefined && forwardDev === undefined) {
+    throw missing(code, '--peer listen:HOST:PORT | connect:HOST:PORT (or --forward-dev)', file);
+  }
   if (guest === net && !isBothSides(guest)) {
     throw new ColoError(code, `The guest and the network cannot be the same port: ${guest}`);
   }
+  const forward = forwardDev === undefined ? undefined : `packet:${forwardDev}`;
+  if (forward !== undefined) checkForward(role, given, forward, code);
   return {
     role,
     guest,
     net,
     peer,
-    peerSecurity: resolveSecurity(given, code),
+    forward,
+    peerSecurity: forward === undefined ? resolveSecurity(given, code) : { kind: 'insecure' },
     peerTimeoutUs: given.peerTimeoutUs ?? PEER_TIMEOUT_US,
     vm: {
       vm: given.vm ?? { kind: 'none' },
@@ -152,7 +170,7 @@ function resolveBothSides(
 }
 
 /** The settings of the primary's engine. */
-export function primaryConfig({ engine }: NodeSettings): PrimaryConfig {
+export function primaryConfig({ engine, forward }: NodeSettings): PrimaryConfig {
   return {
     ...PRIMARY_DEFAULTS,
     ...pick(engine.limits, PRIMARY_DEFAULTS),
@@ -161,6 +179,8 @@ export function primaryConfig({ engine }: NodeSettings): PrimaryConfig {
       PRIMARY_DEFAULTS,
     ),
     passList: engine.pass ?? PRIMARY_DEFAULTS.passList,
+    // Nobody would hear it.
+    reportsProgress: forward === undefined,
     hashKey: engine.hashKey,
   };
 }
@@ -182,9 +202,44 @@ function pick<T extends object>(given: object | undefined, defaults: T): Partial
 
 /** A way of authentication given by flags replaces the file's whole, rather than contradict it. */
 function withoutSecurity(file: GivenSettings | undefined, flags: GivenSettings): GivenSettings {
-  const names = ['peerKey', 'peerCa', 'peerCert', 'peerPrivateKey', 'peerInsecure'] as const;
-  if (file === undefined || names.every((name) => flags[name] === undefined)) return {};
-  return Object.fromEntries(names.map((name) => [name, undefined]));
+  const isGiven = SECURITY_KEYS.some((name) => flags[name] !== undefined);
+  return file === undefined || !isGiven ? {} : without(SECURITY_KEYS);
+}
+
+/** The flags' way to the other node replaces the file's. */
+function withoutOther({ peer, forwardDev }: GivenSettings): GivenSettings {
+  if (forwardDev !== undefined) return without(['peer', ...SECURITY_KEYS]);
+  return peer === undefined ? {} : without(['forwardDev']);
+}
+
+/** Laid over a layer it takes these keys away. */
+function without(keys: readonly (keyof GivenSettings)[]): GivenSettings {
+  return Object.fromEntries(keys.map((key) => [key, undefined]));
+}
+
+/** What a forward device cannot do is not to be asked of it. */
+function checkForward(role: Role, given: GivenSettings, forward: string, code: string): void {
+  parsePortSpec(forward);
+  if (given.guest === forward || given.net === forward) {
+    throw new ColoError(code, `The forward device cannot be another port of this node: ${forward}`);
+  }
+  if (given.peer !== undefined) {
+    throw new ColoError(code, 'Give --peer or --forward-dev, not both');
+  }
+  if (SECURITY_KEYS.some((key) => given[key] !== undefined && key !== 'peerInsecure')) {
+    const text = 'A forward device has neither authentication nor encryption: leave --peer-... out';
+    throw new ColoError(code, text);
+  }
+  if (given.onPeerLoss !== undefined) {
+    const text = 'A forward device does not tell when the peer is lost: leave --on-peer-loss out';
+    throw new ColoError(code, text);
+  }
+  const isTold = given.vm?.kind === 'qmp' || given.nfnetlink !== undefined;
+  if (role === 'secondary' && !isTold && given.control === undefined) {
+    const text =
+      'Nobody would tell this node of checkpoints, which a forward device does not: give --control PATH (for ctl), --vm qmp: or --nfnetlink';
+    throw new ColoError(code, text);
+  }
 }
 
 /** One file may serve both nodes, but this word is of one role only. */

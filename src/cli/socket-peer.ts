@@ -1,12 +1,12 @@
 /**
- * A peer link without a second node: `compare` and `rewrite` stand between sockets of QEMU, whose protocol has frames only. The peer is there while
- * the port is connected; what a second node would answer is answered here.
+ * A peer link without a second node: `compare` and `rewrite` stand between sockets of QEMU, whose protocol has frames only, as a raw forward device has.
+ * The peer is there while the port is connected; what a second node would answer is answered here.
  *
  * @module
  */
 import type { FrameBuffer } from '../env/frame.ts';
 import type { PeerHello, PeerLink, PeerLinkHandlers, PeerLinkStatus } from '../env/link.ts';
-import type { LinkMessage, Role } from '../env/messages.ts';
+import type { LinkFrameKind, LinkMessage, Role } from '../env/messages.ts';
 import type { Port } from '../env/port.ts';
 
 export interface SocketPeerOptions {
@@ -15,7 +15,12 @@ export interface SocketPeerOptions {
   /** Whose connection stands for the peer's. Another part starts, reads and closes it. */
   readonly port: Port;
   /** A frame for the peer; absent: it needs none. The memory is borrowed until the port's `flush`. */
-  readonly send?: (buffer: FrameBuffer, offset: number, length: number) => void;
+  readonly send?: (
+    buffer: FrameBuffer,
+    offset: number,
+    length: number,
+    kind: LinkFrameKind,
+  ) => void;
   /** The engine has begun a checkpoint, or ended one in whatever way. */
   readonly onCheckpoint?: (isUnderWay: boolean) => void;
 }
@@ -47,13 +52,13 @@ export class SocketPeer implements PeerLink {
   }
 
   sendFrame(
-    _kind: number,
+    kind: LinkFrameKind,
     _epoch: number,
     buffer: FrameBuffer,
     offset: number,
     length: number,
   ): boolean {
-    this.#options.send?.(buffer, offset, length);
+    this.#options.send?.(buffer, offset, length, kind);
     return true;
   }
 
