@@ -1,9 +1,10 @@
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { Libxl } from '../../test/support/libxl.ts';
 import { checkpointRequest, RecordingNode } from '../../test/support/recording-node.ts';
 import { SILENT_LOG } from '../../test/support/silent-log.ts';
 import { encodeNotify } from '../codec/notify.ts';
@@ -38,40 +39,10 @@ async function startDriver() {
   return { node, driver, request };
 }
 
-/**
- * libxl's end of the socket, with the calls of libxl_colo_proxy.c: two send()s per frame, and a recv() each for
- * the length and the text, of which the first 1024 bytes are believed.
- */
-class Libxl {
-  readonly socket: Socket;
-  #received = Buffer.alloc(0);
-  constructor(path: string) {
-    this.socket = connect(path);
-    this.socket.on('error', () => undefined);
-    this.socket.on('data', (chunk) => {
-      this.#received = Buffer.concat([this.#received, chunk]);
-    });
-    cleanUps.push(() => this.socket.destroy());
-  }
-  async send(text: string): Promise<void> {
-    const length = Buffer.alloc(4);
-    length.writeUInt32BE(text.length);
-    await new Promise((resolve) => this.socket.write(length, resolve));
-    await new Promise((resolve) => setImmediate(resolve));
-    await new Promise((resolve) => this.socket.write(text, 'latin1', resolve));
-  }
-  /** colo_userspace_proxy_recv(): undefined for a time-out. */
-  async receive(timeoutMs: number): Promise<string | undefined> {
-    const until = Date.now() + timeoutMs;
-    while (this.#received.length < 4 || this.#received.length < 4 + this.#received.readUInt32BE()) {
-      if (Date.now() >= until) return undefined;
-      await new Promise((resolve) => setTimeout(resolve, 2));
-    }
-    const size = this.#received.readUInt32BE();
-    const text = this.#received.subarray(4, 4 + size).toString('latin1');
-    this.#received = this.#received.subarray(4 + size);
-    return text;
-  }
+function connectLibxl(): Libxl {
+  const libxl = new Libxl(endpoint);
+  cleanUps.push(() => libxl.die());
+  return libxl;
 }
 
 const unixPath = () => (endpoint.kind === 'unix' ? endpoint.path : '');
@@ -79,7 +50,7 @@ const unixPath = () => (endpoint.kind === 'unix' ? endpoint.path : '');
 describe('NotifyDriver', () => {
   test('plays the sequence of libxl over three epochs', async () => {
     const { node, request } = await startDriver();
-    const libxl = new Libxl(unixPath());
+    const libxl = connectLibxl();
     // colo_proxy_setup()
     await libxl.send('COLO_USERSPACE_PROXY_INIT');
     expect(await libxl.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
@@ -104,7 +75,7 @@ describe('NotifyDriver', () => {
 
   test('understands a peer that terminates its strings, and one whose bytes come one by one', async () => {
     const { node } = await startDriver();
-    const libxl = new Libxl(unixPath());
+    const libxl = connectLibxl();
     await libxl.send('COLO_USERSPACE_PROXY_INIT\0');
     expect(await libxl.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
     for (const byte of encodeNotify('COLO_CHECKPOINT')) {
@@ -117,7 +88,7 @@ describe('NotifyDriver', () => {
   test('keeps a request until the VM layer is there, and drops one that a checkpoint has covered', async () => {
     const { driver, request } = await startDriver();
     request();
-    const first = new Libxl(unixPath());
+    const first = connectLibxl();
     await first.send('COLO_USERSPACE_PROXY_INIT');
     expect(await first.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
     expect(await first.receive(500)).toBe('DO_CHECKPOINT');
@@ -125,7 +96,7 @@ describe('NotifyDriver', () => {
     while (driver.status()['client'] === true)
       await new Promise((resolve) => setTimeout(resolve, 2));
     driver.onEvent({ atUs: 0, kind: 'checkpoint-begun', text: '' });
-    const second = new Libxl(unixPath());
+    const second = connectLibxl();
     await second.send('COLO_USERSPACE_PROXY_INIT');
     expect(await second.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
     expect(await second.receive(50)).toBeUndefined();
@@ -134,7 +105,7 @@ describe('NotifyDriver', () => {
   test('reports a checkpoint that the node refuses', async () => {
     const { node } = await startDriver();
     node.answers['commit'] = { ok: false, error: 'no secondary' };
-    const libxl = new Libxl(unixPath());
+    const libxl = connectLibxl();
     await libxl.send('COLO_USERSPACE_PROXY_INIT');
     await libxl.send('COLO_CHECKPOINT');
     await node.until(() => node.reports.includes('The node refused a checkpoint: no secondary'));
@@ -142,11 +113,11 @@ describe('NotifyDriver', () => {
 
   test('lets nobody give orders who has not introduced himself, nor a second one beside the first', async () => {
     const { node, driver } = await startDriver();
-    const stranger = new Libxl(unixPath());
+    const stranger = connectLibxl();
     await stranger.send('COLO_CHECKPOINT');
     await stranger.send('HELLO');
     await node.until(() => driver.status()['unknownTexts'] === 2);
-    const first = new Libxl(unixPath());
+    const first = connectLibxl();
     await first.send('COLO_USERSPACE_PROXY_INIT');
     expect(await first.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
     const closed = once(stranger.socket, 'close');
@@ -161,7 +132,7 @@ describe('NotifyDriver', () => {
   test('ends a connection whose length cannot be true', async () => {
     const { driver } = await startDriver();
     for (const length of [1024, 0xffff_ffff]) {
-      const libxl = new Libxl(unixPath());
+      const libxl = connectLibxl();
       await libxl.send('COLO_USERSPACE_PROXY_INIT');
       expect(await libxl.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
       const closed = once(libxl.socket, 'close');
