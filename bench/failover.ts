@@ -5,8 +5,11 @@
  *
  * Each run is a pair of its own, with one of three clients: a download as fast as it goes; a UDP question every millisecond;
  * a TCP connection that asks again a millisecond after each answer. The primary node (proxy and guest) is killed, the lab waits
- * as an arbiter would until the secondary has lost its peer, and gives the command. The TCP client sends its next question while
- * nobody serves: it is lost, and the client's own retransmission timer (200 ms and more) decides when it is asked again.
+ * as an arbiter would until the secondary has lost its peer, and gives the command.
+ *
+ * The TCP client asks while nobody serves, and how it fares depends on where its question goes. With the process killed and the cable
+ * still up, the switch gives it to the dead node, and the client's own retransmission timer (200 ms and more) decides when it is asked
+ * again. With the carrier gone first, as when power is lost, the switch floods it, and the secondary keeps it for the failover.
  *
  * @module
  */
@@ -38,9 +41,10 @@ async function failOver(
   bench: Bench,
   before: Promise<unknown>,
   client: Promise<Waited>,
+  carrierFirst = false,
 ): Promise<Run> {
   await Promise.race([before, client]);
-  const killedMs = await bench.killPrimaryNode();
+  const killedMs = await bench.killPrimaryNode(carrierFirst);
   const { askedMs } = await bench.failover();
   const { waits } = await client;
   const fromCommand = waitedAfter(askedMs, waits);
@@ -65,10 +69,10 @@ function inDownload(bench: Bench): Promise<Run> {
   return failOver(bench, before, client);
 }
 
-function inPulse(protocol: 'tcp' | 'udp'): (bench: Bench) => Promise<Run> {
+function inPulse(protocol: 'tcp' | 'udp', carrierFirst = false): (bench: Bench) => Promise<Run> {
   return (bench) => {
     const client = bench.client({ type: 'pulse', protocol, milliseconds: PULSE_MS, intervalMs: 1 });
-    return failOver(bench, sleep(PULSE_MS_BEFORE), client);
+    return failOver(bench, sleep(PULSE_MS_BEFORE), client, carrierFirst);
   };
 }
 
@@ -95,12 +99,13 @@ async function main(): Promise<number> {
   const kinds: Record<string, (bench: Bench) => Promise<Run>> = {
     download: inDownload,
     'UDP every ms': inPulse('udp'),
-    'TCP ask and answer': inPulse('tcp'),
+    'TCP ask and answer, carrier lost first': inPulse('tcp', true),
+    'TCP ask and answer, process killed first': inPulse('tcp'),
   };
   const runs: Record<string, Run[]> = {};
   for (let index = 0; index < Number(values.runs); index++) {
     for (const [kind, run] of Object.entries(kinds)) {
-      const place = join(directory, `${kind.slice(0, 3)}-${index}`);
+      const place = join(directory, `${Object.keys(kinds).indexOf(kind)}-${index}`);
       const bench = await Bench.start({ directory: place, family: 4, seed: 0 });
       try {
         const list = runs[kind] ?? [];

@@ -2,7 +2,7 @@
  * The lab's topology: a protected pair against the plain bridge, with one guest and with two, in one run. Needs root (or
  * user namespaces), iperf3 and wrk (`npm run bench` installs them where it may).
  *
- *     npm run bench:lab [-- [--seconds N] [--attach nfqueue] [--insecure] [--json]]
+ *     npm run bench:lab [-- [--seconds N] [--attach nfqueue] [--insecure] [--json] [--only download,upload,...]]
  *
  * | figure | how |
  * | --- | --- |
@@ -136,15 +136,16 @@ async function requests({ client }: Place, seconds: number): Promise<Figures> {
   };
 }
 
-const MEASUREMENTS: readonly Measurement[] = [
+/** By what `--only` calls them. */
+const MEASUREMENTS: Readonly<Record<string, Measurement>> = {
   ping,
   connections,
   requests,
-  iperf('download Mbit/s', 1, true),
-  iperf('upload Mbit/s', 1, false),
-  iperf('download x8 Mbit/s', 8, true),
-  iperf('upload x8 Mbit/s', 8, false),
-];
+  download: iperf('download Mbit/s', 1, true),
+  upload: iperf('upload Mbit/s', 1, false),
+  'download-x8': iperf('download x8 Mbit/s', 8, true),
+  'upload-x8': iperf('upload x8 Mbit/s', 8, false),
+};
 
 /** One guest behind a plain bridge, with a client of its own. */
 async function plain(measure: Measurement, seconds: number): Promise<Figures> {
@@ -227,7 +228,13 @@ async function main(): Promise<number> {
       attach: { type: 'string', default: 'packet' },
       insecure: { type: 'boolean', default: false },
       json: { type: 'boolean', default: false },
+      only: { type: 'string', default: Object.keys(MEASUREMENTS).join(',') },
     },
+  });
+  const chosen = values.only.split(',').map((name): [string, Measurement] => {
+    const measure = MEASUREMENTS[name];
+    if (measure === undefined) throw new Error(`--only ${name}: there is no such figure`);
+    return [name, measure];
   });
   for (const program of ['iperf3', 'wrk']) {
     if (spawnSync(program, ['-v']).error === undefined) continue;
@@ -245,16 +252,15 @@ async function main(): Promise<number> {
   const bridge: Figures = {};
   const both: Figures = {};
   const pair: Figures = {};
-  const queued: Figures = {};
-  for (const [index, measure] of MEASUREMENTS.entries()) {
-    console.error(`${index + 1} of ${MEASUREMENTS.length} ...`);
+  for (const [name, measure] of chosen) {
+    console.error(`${name} ...`);
     // One after the other, so that a change of the machine's speed touches all three.
     Object.assign(bridge, await plain(measure, seconds));
     Object.assign(both, await plainBoth(measure, seconds));
-    const place = join(directory, `pair-${index}`);
+    const place = join(directory, `pair-${name}`);
     Object.assign(pair, await protectedPair(measure, seconds, place, values.insecure, 'packet'));
     if (values.attach === 'packet') continue;
-    const queuedPlace = join(directory, `queued-${index}`);
+    const queuedPlace = join(directory, `queued-${name}`);
     Object.assign(
       queued,
       await protectedPair(measure, seconds, queuedPlace, values.insecure, values.attach),

@@ -183,12 +183,17 @@ export class Bench implements LabBench {
 
   /**
    * The primary node dies at one blow: proxy, links and guest. Returns when it happened.
+   *
+   * @param carrierFirst as a loss of power: the switch sees its port dead before anything is lost in it. Otherwise what clients send
+   *   in the first milliseconds goes into the dead node.
    */
-  async killPrimaryNode(): Promise<number> {
+  async killPrimaryNode(carrierFirst = false): Promise<number> {
     const atMs = monotonicMs();
     this.#killed.add(this.primary);
     // Where rules let the guest's output pass once the proxy is dead, none of it may be seen: the node dies as a whole.
-    if (this.#options.attach === 'nfqueue') this.topology.pn.ip(['link set eth0 down']);
+    if (carrierFirst || this.#options.attach === 'nfqueue') {
+      this.topology.pn.ip(['link set eth0 down']);
+    }
     const gone = this.primary.end('SIGKILL');
     this.topology.pn.ip(['link set eth0 down', 'link set eth1 down', 'link set tap0 down']);
     await Promise.all([gone, this.pvm.kill(), this.vm.pvmLost()]);

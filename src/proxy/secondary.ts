@@ -15,7 +15,7 @@
  * | client's, from the link | dropped | translated, to the SVM | kept until the commit | dropped |
  * | SVM's output | dropped | translated, to the primary | kept until the commit | translated, to the network |
  * | SVM's ARP, discovery, groups | answered here | answered here | answered here | to the network |
- * | network's | dropped | dropped | dropped | translated, to the SVM |
+ * | network's | dropped | the last, if TCP to the guest, kept for a failover | the same | translated, to the SVM |
  *
  * With the primary merely lost (no new one has joined) the SVM runs on, and its output is retained for a failover.
  *
@@ -48,6 +48,7 @@ import { GuestAddresses } from './guest-addresses.ts';
 import { KeptFrames } from './kept-frames.ts';
 import { isLinkControl } from './link-control.ts';
 import { Neighbours } from './neighbours.ts';
+import { OverheardFrames } from './overheard.ts';
 import { Retention } from './retention.ts';
 import { SecondaryFlows } from './secondary-flows.ts';
 import { Takeover } from './secondary-takeover.ts';
@@ -66,6 +67,7 @@ export class SecondaryEngine implements Engine {
   readonly #retention: Retention;
   readonly #flows: SecondaryFlows;
   readonly #takeover: Takeover;
+  readonly #overheard = new OverheardFrames(this.#pool, this.#guest);
   /** Client frames, and output of an SVM that runs again already, between begin and commit. */
   readonly #keptClient: KeptFrames;
   readonly #keptGuest: KeptFrames;
@@ -129,6 +131,7 @@ export class SecondaryEngine implements Engine {
   onNetFrame(buffer: FrameBuffer, offset: number, length: number, nowUs: Micros): void {
     this.#begin(nowUs);
     if (this.#state !== 'failed-over') {
+      if (this.#ready) this.#overheard.hear(buffer, offset, length, nowUs);
       this.#dropped.add('net-before-failover');
       return;
     }
@@ -374,8 +377,16 @@ export class SecondaryEngine implements Engine {
       epoch: this.#epoch,
       flows: this.#flows.size,
       held: {
-        frames: this.#retention.frames + this.#keptClient.frames + this.#keptGuest.frames,
-        bytes: this.#retention.bytes + this.#keptClient.bytes + this.#keptGuest.bytes,
+        frames:
+          this.#retention.frames +
+          this.#keptClient.frames +
+          this.#keptGuest.frames +
+          this.#overheard.frames,
+        bytes:
+          this.#retention.bytes +
+          this.#keptClient.bytes +
+          this.#keptGuest.bytes +
+          this.#overheard.bytes,
       },
       released: this.#released,
       compared: 0,
@@ -531,6 +542,7 @@ export class SecondaryEngine implements Engine {
     this.#pendingEpoch = undefined;
     this.#hasRequested = false;
     this.#retention.clear();
+    this.#overheard.clear();
     this.#clearKept();
   }
 
@@ -557,6 +569,10 @@ export class SecondaryEngine implements Engine {
     this.#flows.failedOver = true;
     this.#takeover.start(this.#nowUs);
     this.#takeUpKept();
+    this.#overheard.drain(this.#nowUs, (buffer, offset, length) => {
+      this.#counters.add('overheardDelivered');
+      this.#deliverClient(buffer, offset, length);
+    });
   }
 
   #setState(state: NodeState, reason: string): void {

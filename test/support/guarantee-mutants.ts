@@ -167,8 +167,8 @@ const SILENCE: readonly Mutant[] = [
     'G3',
     SECONDARY,
     'the SVM hears the network',
-    "if (this.#state !== 'failed-over') {\n      this.#dropped.add('net-before-failover');",
-    "if (this.#epoch < 0) {\n      this.#dropped.add('net-before-failover');",
+    "if (this.#state !== 'failed-over') {\n      if (this.#ready) this.#overheard",
+    'if (this.#epoch < 0) {\n      if (this.#ready) this.#overheard',
   ),
   mutant(
     'G3',
