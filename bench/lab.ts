@@ -252,6 +252,7 @@ async function main(): Promise<number> {
   const bridge: Figures = {};
   const both: Figures = {};
   const pair: Figures = {};
+  const queued: Figures = {};
   for (const [name, measure] of chosen) {
     console.error(`${name} ...`);
     // One after the other, so that a change of the machine's speed touches all three.

@@ -1,12 +1,13 @@
 /**
- * Output of the SVM that the primary has not confirmed as released. If the primary dies, the client may lack it, and the
+ * Output of the SVM that may not have reached the client. If the primary dies, the client may lack it, and the
  * SVM's own retransmission timer would bring it only after 200 ms and more: a failover sends it at once (G5).
  *
  * Frames are kept as they would go to the network (already translated; a SYN as the SVM sent it, since both ISNs
  * may not be known yet). Each frame is in two lists, oldest first: that of all frames, by which the limit forgets the
  * oldest, and that of its flow, by which confirmations forget from the front.
  *
- *     kept ---- confirmed: the primary's progress report, or the client's own acknowledgement ---> forgotten
+ *     kept ---- confirmed: the client's own acknowledgement -------------------------------------> forgotten
+ *          ---- released, says the primary's progress report ------------------------------------> forgotten but for a TCP flow's newest
  *          ---- a checkpoint commits: its state contains whatever was sent ----------------------> forgotten
  *          ---- limit, oldest first -------------------------------------------------------------> forgotten, counted
  *          ---- failover ------------------------------------------------------------------------> sent, in order
@@ -107,12 +108,22 @@ export class Retention {
     }
   }
 
-  /** Everything before `position` (PVM's numbers) of a TCP flow has reached the client, or was released to it. */
-  confirmSegments(owner: RetentionOwner, position: Seq): void {
-    // Confirmed bytes mean that the SYN before them was released.
+  /** Everything before `position` (PVM's numbers) of a TCP flow has reached the client: it says so. */
+  confirmReceived(owner: RetentionOwner, position: Seq): void {
+    while (owner.retainedFirst !== undefined && isBefore(owner.retainedFirst, position)) {
+      this.#remove(owner.retainedFirst);
+    }
+  }
+
+  /**
+   * Everything before `position` of a TCP flow was released to the client. What the dying primary had released last may have died with it,
+   * in its queues or on a cable without a carrier, so the flow's newest segment stays: after a failover it is what RFC 8985 §7 calls a
+   * tail loss probe. The client gets the end of an answer at once, or says by SACK what is missing before it.
+   */
+  confirmReleased(owner: RetentionOwner, position: Seq): void {
     while (
-      owner.retainedFirst !== undefined &&
-      (owner.retainedFirst.kind === 'syn' || seqBeforeOrEqual(owner.retainedFirst.end, position))
+      owner.retainedFirst?.newerInFlow !== undefined &&
+      isBefore(owner.retainedFirst, position)
     ) {
       this.#remove(owner.retainedFirst);
     }
@@ -159,4 +170,9 @@ export class Retention {
     this.#bytes -= entry.frame.slotBytes;
     this.#pool.release(entry.frame);
   }
+}
+
+/** Confirmed bytes mean that the SYN before them has got there, too. */
+function isBefore(entry: RetainedFrame, position: Seq): boolean {
+  return entry.kind === 'syn' || seqBeforeOrEqual(entry.end, position);
 }

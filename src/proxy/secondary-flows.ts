@@ -272,7 +272,7 @@ export class SecondaryFlows {
     }
     flow.followClient(info, options);
     if ((flags & TCP_ACK) !== 0) {
-      if (flow.retainedFirst !== undefined) this.#retention.confirmSegments(flow, info.ack);
+      if (flow.retainedFirst !== undefined) this.#retention.confirmReceived(flow, info.ack);
       this.#translateClient(flow, info, options);
     }
     this.#classify(flow);
@@ -320,7 +320,7 @@ export class SecondaryFlows {
     const flow = this.#table.findKey(entry);
     // What is retained is of this epoch, so the flow is up to date.
     if (flow?.retainedFirst === undefined) return;
-    if (flow.kind === 'tcp') this.#retention.confirmSegments(flow, entry.position);
+    if (flow.kind === 'tcp') this.#retention.confirmReleased(flow, entry.position);
     else this.#retention.confirmDatagrams(flow, entry.position);
   }
 
