@@ -30,32 +30,26 @@ export interface RetentionOwner {
 /** What a frame is to the client: decides how it is confirmed and what is done to it before it is sent. */
 export type RetainedKind = 'segment' | 'syn' | 'datagram';
 
+/** Used again when it is forgotten: a frame leaves no object to the garbage collector. */
 export class RetainedFrame {
-  readonly kind: RetainedKind;
-  readonly frame: PooledFrame;
+  kind: RetainedKind = 'segment';
+  frame: PooledFrame;
   /** Undefined: belongs to no flow (fragments, EtherTypes other than IP), and only ages. */
-  readonly owner: RetentionOwner | undefined;
+  owner: RetentionOwner | undefined = undefined;
   /** Segments and SYNs: sequence number after it (PVM's numbers; a SYN's are not compared). Datagrams: their count up to it. */
-  readonly end: number;
-  readonly atUs: Micros;
+  end = 0;
+  atUs: Micros = 0;
   older: RetainedFrame | undefined = undefined;
   newer: RetainedFrame | undefined = undefined;
   newerInFlow: RetainedFrame | undefined = undefined;
 
-  constructor(
-    kind: RetainedKind,
-    frame: PooledFrame,
-    owner: RetentionOwner | undefined,
-    end: number,
-    atUs: Micros,
-  ) {
-    this.kind = kind;
+  constructor(frame: PooledFrame) {
     this.frame = frame;
-    this.owner = owner;
-    this.end = end;
-    this.atUs = atUs;
   }
 }
+
+/** Entries kept for use: as many GSO frames fit RETAINED_BYTES_MAX. After a burst of small ones the rest is left to the collector. */
+const FREE_ENTRIES_MAX = 4_096;
 
 export class Retention {
   readonly #pool: FramePool;
@@ -63,6 +57,7 @@ export class Retention {
   readonly #dropped: Counters;
   #oldest: RetainedFrame | undefined;
   #newest: RetainedFrame | undefined;
+  readonly #free: RetainedFrame[] = [];
   #frames = 0;
   #bytes = 0;
 
@@ -90,7 +85,12 @@ export class Retention {
     nowUs: Micros,
   ): void {
     const frame = this.#pool.copy(info, info.frameOffset, info.frameBytes);
-    const entry = new RetainedFrame(kind, frame, owner, end, nowUs);
+    const entry = this.#free.pop() ?? new RetainedFrame(frame);
+    entry.frame = frame;
+    entry.kind = kind;
+    entry.owner = owner;
+    entry.end = end;
+    entry.atUs = nowUs;
     entry.older = this.#newest;
     if (this.#newest === undefined) this.#oldest = entry;
     else this.#newest.newer = entry;
@@ -169,6 +169,11 @@ export class Retention {
     this.#frames--;
     this.#bytes -= entry.frame.slotBytes;
     this.#pool.release(entry.frame);
+    entry.owner = undefined;
+    entry.older = undefined;
+    entry.newer = undefined;
+    entry.newerInFlow = undefined;
+    if (this.#free.length < FREE_ENTRIES_MAX) this.#free.push(entry);
   }
 }
 
