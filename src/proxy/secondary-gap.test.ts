@@ -57,6 +57,25 @@ describe('failover, what clients sent while nobody served', () => {
     expect(w.engine.status(w.nowUs).held).toEqual({ frames: 0, bytes: 0 });
   });
 
+  it('is forgotten at a commit of a living primary, which has heard it too', () => {
+    const w = ready();
+    w.net(question);
+    w.begin();
+    w.commit();
+    expect(w.engine.status(w.nowUs).held).toEqual({ frames: 0, bytes: 0 });
+    expect(delivered(w)).toEqual([]);
+  });
+
+  it('outlives a commit that came after the primary was lost', () => {
+    const w = ready();
+    w.net(question);
+    w.engine.onPeerDown('dead', w.nowUs);
+    expect(w.engine.checkpointCommit(w.nowUs).ok).toBe(true);
+    const result = w.engine.failover(false, w.nowUs);
+    expect(result.ok).toBe(true);
+    expect(w.takeGuest().map((frame) => infoOf(frame).seq)).toEqual([CLIENT_ISN + 1]);
+  });
+
   it('opens the connection whose SYN nobody answered', () => {
     const w = ready();
     w.net(fromClient({ srcPort: 40_999, flags: TCP_SYN, seq: 7 }));

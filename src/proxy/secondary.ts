@@ -498,7 +498,11 @@ export class SecondaryEngine implements Engine {
     this.#ready = true;
     this.#retention.clear();
     this.#flows.adoptCheckpoint();
-    if (this.#peerUp) this.#setState('protected', 'checkpoint committed');
+    if (this.#peerUp) {
+      // The primary lives, and has heard what this node has.
+      this.#overheard.clear();
+      this.#setState('protected', 'checkpoint committed');
+    }
     this.#event('checkpoint-committed', `epoch ${epoch}`, { epoch });
     this.#takeUpKept();
   }
