@@ -10,7 +10,7 @@ import type { ProxyNode } from '../node.ts';
 import { ACK, parseSegment, RST, type TcpSegment } from '../tcp/segment.ts';
 import type { Checker, Witness } from './checker.ts';
 import { isUnprotected } from './output-commit.ts';
-import { edgeOf, isAfter, isReported, type StreamRecord, streamKey } from './record.ts';
+import { edgeOf, isAfter, isReported, recordsOf, type StreamRecord, streamKey } from './record.ts';
 
 export class InputCommitChecker implements Checker {
   readonly guarantee = 'G2';
@@ -28,10 +28,11 @@ export class InputCommitChecker implements Checker {
     const segment = parseSegment(packet.payload);
     if (segment === undefined || (segment.flags & (ACK | RST)) !== ACK) return;
     const key = streamKey(packet, segment);
-    const own = this.#witness.recordOf(pvm).streams.get(key);
-    if (own !== undefined) this.#check(key, segment, own, own, 'PVM');
-    const other = this.#witness.recordOf(svm).streams.get(key);
-    if (own !== undefined) this.#check(key, segment, own, other, 'SVM');
+    const records = [this.#witness.recordOf(pvm), this.#witness.recordOf(svm)] as const;
+    const { own, other } = recordsOf(...records, key, segment.seq);
+    if (own === undefined) return;
+    this.#check(key, segment, own, own, 'PVM');
+    this.#check(key, segment, own, other, 'SVM');
   }
 
   #check(

@@ -13,10 +13,9 @@ import {
   byteAt,
   completeDatagram,
   datagramKey,
-  generationOf,
   isDiscovery,
   positionOf,
-  type StreamRecord,
+  recordsOf,
   sentEnd,
   streamKey,
 } from './record.ts';
@@ -66,13 +65,9 @@ export class OutputCommitChecker implements Checker {
     const segment = parseSegment(packet.payload);
     if (segment === undefined) return;
     const key = streamKey(packet, segment);
-    const ownNewest = this.#witness.recordOf(this.#witness.pvm).streams.get(key);
-    const otherNewest = this.#witness.recordOf(this.#witness.svm).streams.get(key);
-    const own = ownNewest === undefined ? undefined : generationOf(ownNewest, segment.seq);
-    const isSame = (stream?: StreamRecord): boolean =>
-      stream?.hasClientIsn === true && own?.clientIsn === stream.clientIsn;
-    const isOld = !isSame(otherNewest) && isSame(otherNewest?.previous);
-    const other = isOld ? otherNewest?.previous : otherNewest;
+    const { pvm, svm } = this.#witness;
+    const records = [this.#witness.recordOf(pvm), this.#witness.recordOf(svm)] as const;
+    const { own, other } = recordsOf(...records, key, segment.seq);
     if ((segment.flags & RST) !== 0) {
       if ((other?.resets ?? 0) === 0) this.#fail(`RST of ${key} released, the SVM has sent none`);
       return;

@@ -13,7 +13,7 @@ import {
   PROTOCOL_UDP,
   readHex,
 } from '../net/packet.ts';
-import type { TcpConnection } from '../tcp/connection.ts';
+import { finPositionOf, sendEnd, type TcpConnection } from '../tcp/connection.ts';
 import { ACK, FIN, parseSegment, RST, SYN, type TcpSegment } from '../tcp/segment.ts';
 
 /** One connection's stream, guest to client. Positions as in tcp/connection.ts; sequence numbers unsigned 32-bit. */
@@ -26,8 +26,6 @@ export interface StreamRecord {
   base: number;
   bytes: Uint8Array;
   count: number;
-  /** What was sent behind a gap: before that, segments were lost inside the guest, without reaching its card. */
-  beyond: { start: number; bytes: Uint8Array }[];
   fin: number;
   resets: number;
   hasAck: boolean;
@@ -67,7 +65,6 @@ function blankStream(): StreamRecord {
     base: 1,
     bytes: new Uint8Array(256),
     count: 0,
-    beyond: [],
     fin: -1,
     resets: 0,
     hasAck: false,
@@ -89,20 +86,32 @@ export function sentEnd(stream: StreamRecord): number {
   return stream.base + stream.count;
 }
 
-/** Position after the last byte sent, gaps before it or not. */
-export function sentMax(stream: StreamRecord): number {
-  const ends = stream.beyond.map(({ start, bytes }) => start + bytes.length);
-  return Math.max(sentEnd(stream), ...ends);
-}
-
 /** Position of a sequence number of the guest, near the end of what it has sent. */
 export function positionOf(stream: StreamRecord, seq: number): number {
   const end = sentEnd(stream);
   return end + ((seq - ((stream.isn + end) >>> 0)) | 0);
 }
 
-/** Of this connection and the one before: that of which the guest has sent a segment with this number. */
-export function generationOf(stream: StreamRecord, seq: number): StreamRecord {
+/**
+ * What both guests have sent on the connection that a segment of the PVM is of: the one that is there, or the one before it, of
+ * which the primary may still hold something.
+ */
+export function recordsOf(
+  pvm: GuestRecord,
+  svm: GuestRecord,
+  key: string,
+  seq: number,
+): { own: StreamRecord | undefined; other: StreamRecord | undefined } {
+  const newest = pvm.streams.get(key);
+  const own = newest === undefined ? undefined : generationOf(newest, seq);
+  const other = svm.streams.get(key);
+  const isSame = (stream?: StreamRecord): boolean =>
+    stream?.hasClientIsn === true && own?.clientIsn === stream.clientIsn;
+  const isOld = !isSame(other) && isSame(other?.previous);
+  return { own, other: isOld ? other?.previous : other };
+}
+
+function generationOf(stream: StreamRecord, seq: number): StreamRecord {
   const { previous } = stream;
   if (previous === undefined || isOf(stream, seq) || !isOf(previous, seq)) return stream;
   return previous;
@@ -110,7 +119,7 @@ export function generationOf(stream: StreamRecord, seq: number): StreamRecord {
 
 function isOf(stream: StreamRecord, seq: number): boolean {
   const position = positionOf(stream, seq);
-  return position >= 0 && position <= sentMax(stream);
+  return position >= 0 && position <= sentEnd(stream);
 }
 
 /** The byte at `position`; -1 when it was never sent. */
@@ -161,7 +170,9 @@ export function recordSegment(
   }
   if (connection !== undefined) stream.scale = connection.rcvScale;
   if ((segment.flags & ACK) !== 0) recordAck(stream, segment, connection);
-  if (stream.hasIsn && !isSyn) recordBytes(stream, segment);
+  if (!stream.hasIsn || isSyn) return;
+  if (connection?.iss === stream.isn) recordSent(stream, connection);
+  recordBytes(stream, segment);
 }
 
 function recordAck(
@@ -224,21 +235,27 @@ function recordBytes(stream: StreamRecord, segment: TcpSegment): void {
   const end = start + segment.payload.length;
   if ((segment.flags & FIN) !== 0) stream.fin = end;
   addBytes(stream, start, segment.payload);
-  // What was sent behind the gap is in its place now.
-  const waiting = stream.beyond.sort((a, b) => a.start - b.start);
-  while (waiting.length > 0 && waiting[0]!.start <= sentEnd(stream)) {
-    const piece = waiting.shift()!;
-    addBytes(stream, piece.start, piece.bytes);
+}
+
+/**
+ * What the connection has sent, as far as it knows itself. A segment can be lost inside the guest (while it asks for a
+ * neighbour's address) and never reach its card; to the guest, and to a copy of it, it is sent all the same.
+ */
+function recordSent(stream: StreamRecord, connection: TcpConnection): void {
+  const { sendBase, sndMax, sendBytes } = connection;
+  const end = Math.min(sndMax, sendEnd(connection));
+  const from = sentEnd(stream);
+  if (from >= sendBase && from < end) {
+    addBytes(stream, from, sendBytes.subarray(from - sendBase, end - sendBase));
   }
+  const fin = finPositionOf(connection);
+  if (fin >= 0 && sndMax > fin) stream.fin = fin;
 }
 
 function addBytes(stream: StreamRecord, start: number, bytes: Uint8Array): void {
   const known = sentEnd(stream);
   if (start + bytes.length <= known) return;
-  if (start > known) {
-    stream.beyond.push({ start, bytes: bytes.slice() });
-    return;
-  }
+  if (start > known) return;
   const fresh = bytes.subarray(known - start);
   const needed = stream.count + fresh.length;
   if (needed > stream.bytes.length) {

@@ -15,7 +15,7 @@ import {
 import type { ProxyNode } from '../node.ts';
 import { ACK, parseSegment, RST, SYN } from '../tcp/segment.ts';
 import type { Checker, Witness } from './checker.ts';
-import { positionOf, type StreamRecord, sentMax } from './record.ts';
+import { positionOf, type StreamRecord, sentEnd } from './record.ts';
 
 /** The client's own numbers need no translation: a segment further away is of another connection. */
 const NEAR_BYTES = 1 << 18;
@@ -48,7 +48,7 @@ export class TranslationChecker implements Checker {
     // Forged segments, and late ones of an older connection, say nothing.
     if (Math.abs((segment.seq - stream.ackMax) | 0) > NEAR_BYTES) return;
     if (!this.#isOpenAtClient(packet.src, segment.srcPort, stream)) return;
-    const end = sentMax(stream) + (stream.fin >= 0 ? 1 : 0);
+    const end = sentEnd(stream) + (stream.fin >= 0 ? 1 : 0);
     const acknowledged = positionOf(stream, segment.ack);
     if (acknowledged > end || acknowledged < end - FAR_BYTES) {
       const text = `the SVM got an acknowledgement of ${acknowledged} of ${key}, it has sent ${end}`;
@@ -72,7 +72,7 @@ export class TranslationChecker implements Checker {
     const stream = this.#witness.recordOf(this.#witness.svm).streams.get(key);
     if (stream === undefined || !stream.hasIsn || !stream.hasClientIsn) return;
     if (!this.#isOpenAtClient(quote.remote, quote.remotePort, stream)) return;
-    const end = sentMax(stream) + (stream.fin >= 0 ? 1 : 0);
+    const end = sentEnd(stream) + (stream.fin >= 0 ? 1 : 0);
     const position = positionOf(stream, quote.seq);
     if (position < end && position > end - FAR_BYTES) return;
     this.#fail(`the SVM got an error about position ${position} of ${key}, it has sent ${end}`);
