@@ -58,6 +58,9 @@ export class PrimaryFlows {
   readonly #fragments: FragmentTracker;
   #epoch = 0;
 
+  /** Frames wait for a checkpoint because their flows found no room. */
+  #hasOrphans = false;
+
   constructor(context: PrimaryContext, config: PrimaryConfig) {
     this.#context = context;
     this.#table = new FlowTable<PrimaryFlow>({
@@ -120,6 +123,7 @@ export class PrimaryFlows {
       this.#context.counters.add('flowsFull');
       this.#context.want(this.#orphans, 'limit', -1, '', '');
       this.#orphans.diverged = true;
+      this.#hasOrphans = true;
       this.#orphans.onPrimary(buffer, info, fragments);
       return;
     }
@@ -197,6 +201,8 @@ export class PrimaryFlows {
   }
 
   #insert(info: FrameInfo, guestIsSource: boolean): PrimaryFlow | undefined {
+    // What found no room waits for the checkpoint: a flow made now could let later frames of the same kind pass it (G4).
+    if (this.#hasOrphans) return undefined;
     const isTcp = info.protocol === PROTOCOL_TCP;
     const isSyn = isTcp && (info.tcpFlags & TCP_SYN) !== 0;
     let flowClass: FlowClass = FLOW_DATAGRAM;
@@ -235,11 +241,13 @@ export class PrimaryFlows {
   /** Releases everything held, in every flow. */
   releaseAll(): void {
     this.#fragments.clear();
+    // Before the flows: what one of them holds came when it had room, hence later.
+    this.#orphans.releaseAll();
+    this.#hasOrphans = false;
     // Whatever holds or waits is armed in the wheel.
     this.#context.wheel.forEach((flow) => {
       flow.releaseAll();
     });
-    this.#orphans.releaseAll();
     this.#other.releaseAll();
   }
 

@@ -264,7 +264,7 @@ export class FaultPlan {
   /** At any event, or at a phase of the next checkpoint. */
   #endSecondary(): void {
     const restartUs = this.#milliseconds(20, 800);
-    if (this.#prng.chance(0.5)) this.#world.killSecondary(restartUs, 'any');
+    if (this.#prng.chance(0.25)) this.#world.killSecondary(restartUs, 'any');
     else {
       this.#world.secondaryDeath = { phase: this.#prng.pick(DEATH_PHASES), restartUs };
       if (this.#world.link.isJoined) this.#world.vm.request();

@@ -135,7 +135,6 @@ const CAUSES: readonly CheckpointCause[] = [
   'acknowledgement-behind',
   'window-closed',
   'limit',
-  'unverifiable',
   'secondary-request',
 ];
 
@@ -149,13 +148,11 @@ const ENGINE = [
   'primary ackLowered',
   'primary pureAcksBuilt',
   'primary requestsIgnored',
-  'secondary client-kept-limit',
   'secondary client-old-epoch',
   'secondary retained-limit',
   'secondary retainedSent',
   'secondary announcements',
   'secondary probesSent',
-  'secondary untoldCommits',
 ] as const;
 
 export type Mark =

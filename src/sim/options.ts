@@ -134,13 +134,13 @@ function drawImpairments(prng: Prng, delayUsMax: Micros): Impairments {
   };
 }
 
-function drawTcp(prng: Prng): TcpOptions {
+function drawTcp(prng: Prng, isTight: boolean): TcpOptions {
   return {
     mss: prng.pick([536, 1220, 1440, 1460]),
     windowScale: prng.pick([0, 0, 1, 3, 7]),
     sack: prng.chance(0.7),
     timestamps: prng.chance(0.6),
-    receiveBytesMax: prng.pick([2_000, 8_000, 30_000, 65_000, 200_000]),
+    receiveBytesMax: isTight ? 2_000 : prng.pick([2_000, 8_000, 30_000, 65_000, 200_000]),
     delayedAck: prng.chance(0.7),
     gsoSegments: prng.pick([1, 1, 4, 20]),
     probeWithByte: prng.chance(0.3),
@@ -148,7 +148,7 @@ function drawTcp(prng: Prng): TcpOptions {
   };
 }
 
-function drawFaults(prng: Prng): FaultIntervals {
+function drawFaults(prng: Prng, isTight: boolean): FaultIntervals {
   const quiet = prng.chance(0.2);
   const rare = (probability: number, meanMs: number): Micros =>
     !quiet && prng.chance(probability)
@@ -161,7 +161,7 @@ function drawFaults(prng: Prng): FaultIntervals {
     secondaryHang: rare(0.2, 800),
     secondaryDeath: rare(0.25, 500),
     pvmStuck: rare(0.2, 600),
-    svmStuck: rare(0.25, 500),
+    svmStuck: isTight ? rare(0.7, 150) : rare(0.25, 500),
     svmHang: rare(0.2, 600),
     pvmHang: rare(0.15, 800),
     netPartition: rare(0.2, 600),
@@ -190,7 +190,7 @@ function drawVm(prng: Prng): VmOptions {
   };
 }
 
-function drawWorkload(prng: Prng): WorkloadOptions {
+function drawWorkload(prng: Prng, isTight: boolean): WorkloadOptions {
   const share = (probability: number, highest: number): number =>
     prng.chance(probability) ? prng.nextFloat() * highest : 0;
   return {
@@ -202,13 +202,13 @@ function drawWorkload(prng: Prng): WorkloadOptions {
     token: share(0.35, 0.4),
     clock: share(0.25, 0.3),
     slow: share(0.5, 0.6),
-    largeBytesMax: prng.pick([100, 1_000, 3_000, 10_000, 10_000, 60_000]),
+    largeBytesMax: isTight ? 10_000 : prng.pick([100, 1_000, 3_000, 10_000, 10_000, 60_000]),
     requestsMax: prng.pick([1, 3, 8]),
     connectBack: share(0.3, 0.3),
     urgent: share(0.15, 0.3),
     closes: share(0.5, 0.5),
     resets: share(0.3, 0.3),
-    slowReaders: share(0.35, 0.6),
+    slowReaders: isTight ? 0.7 : share(0.3, 0.3),
     portReuse: share(0.3, 0.5),
     oldConnections: prng.chance(0.3) ? prng.nextBetween(1, 3) : 0,
     ipv6: prng.pick([0, 0.3, 0.5, 1]),
@@ -216,14 +216,14 @@ function drawWorkload(prng: Prng): WorkloadOptions {
 }
 
 function drawConfig(prng: Prng): PrimaryConfig {
-  const small = prng.chance(0.2);
+  const small = prng.chance(0.25);
   return {
     ...PRIMARY_DEFAULTS,
     hashKey: { low: prng.nextU32(), high: prng.nextU32() },
     compareTimeoutUs: prng.pick([50, 200, 200, 500]) * US_PER_MS,
     minRunUs: prng.pick([0, 20, 100, 100]) * US_PER_MS,
     checkpointCommitTimeoutUs: prng.pick([2, 30]) * US_PER_S,
-    checkpointRequestTimeoutUs: prng.pick([500, 2_000]) * US_PER_MS,
+    checkpointRequestTimeoutUs: prng.pick([120, 500, 2_000]) * US_PER_MS,
     flowsMax: small ? prng.nextBetween(6, prng.pick([20, 200])) : PRIMARY_DEFAULTS.flowsMax,
     halfOpenFlowsMax: small ? prng.nextBetween(4, 60) : PRIMARY_DEFAULTS.halfOpenFlowsMax,
     flowHeldBytesMax: small
@@ -244,7 +244,9 @@ export function drawOptions(prng: Prng): RunOptions {
   guestPath.corrupt = 0;
   guestPath.loss = guestPath.loss / 4;
   const peerUs = prng.pick([100, 1_000, 10_000]);
-  const guestTcp = drawTcp(prng);
+  // Windows that close: small buffers, and readers who let them fill.
+  const isTight = prng.chance(0.15);
+  const guestTcp = drawTcp(prng, isTight);
   return {
     clients: prng.nextBetween(1, 4),
     vlan: prng.chance(0.15) ? prng.nextBetween(1, 4_094) : 0,
@@ -255,11 +257,11 @@ export function drawOptions(prng: Prng): RunOptions {
       delayUsMax: peerUs,
       timeoutUs: prng.pick([100, 300, 1_000]) * US_PER_MS,
       reconnectUs: prng.nextBetween(20, 500) * US_PER_MS,
-      queueBytesMax: prng.chance(0.1) ? prng.pick([10_000, 30_000]) : 64 * 1024 * 1024,
+      queueBytesMax: prng.chance(0.15) ? prng.pick([3_000, 10_000, 30_000]) : 64 * 1024 * 1024,
     },
     config: drawConfig(prng),
     retainedBytesMax: prng.chance(0.2) ? prng.nextBetween(5_000, 100_000) : 1 << 26,
-    clientTcp: { ...drawTcp(prng), gsoSegments: 1 },
+    clientTcp: { ...drawTcp(prng, isTight), gsoSegments: 1 },
     guestTcp,
     guestPartialChecksums: prng.chance(0.5),
     mtu: 1_500,
@@ -267,8 +269,8 @@ export function drawOptions(prng: Prng): RunOptions {
     divergence: prng.chance(0.2) ? prng.nextFloat() * 0.2 : 0,
     randomPort: prng.chance(0.2) ? 0.5 : 0,
     vm: drawVm(prng),
-    workload: drawWorkload(prng),
-    faults: drawFaults(prng),
+    workload: drawWorkload(prng, isTight),
+    faults: drawFaults(prng, isTight),
     primaryDies: prng.chance(0.6),
     primaryDeathPhase: prng.chance(0.6) ? prng.pick(DEATH_PHASES) : '',
     primaryDeathAt: 0.15 + prng.nextFloat() * 0.8,

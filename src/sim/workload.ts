@@ -41,7 +41,7 @@ function drawRequest(prng: Prng, options: WorkloadOptions): Request {
   let seed = prng.nextU32();
   if (prng.chance(options.connectBack)) {
     flags |= FLAG_CONNECT_BACK;
-    const port = prng.chance(0.8) ? CLIENT_LISTEN_PORT : SIMULTANEOUS_PORT + prng.nextBelow(1_000);
+    const port = prng.chance(0.6) ? CLIENT_LISTEN_PORT : SIMULTANEOUS_PORT + prng.nextBelow(1_000);
     seed = ((seed & 0xffff_0000) | port) >>> 0;
   }
   return {

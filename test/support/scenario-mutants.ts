@@ -88,6 +88,12 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     '',
   ),
   mutant(
+    'datagram-without-room',
+    'src/proxy/primary-flows.ts',
+    '    if (this.#hasOrphans) return undefined;\n',
+    '',
+  ),
+  mutant(
     'handshake-lost-with-the-primary',
     FLOW,
     '      failedOver &&\n',

@@ -4,10 +4,12 @@
  * @module
  */
 import { US_PER_MS, US_PER_S } from '../../base/time.ts';
+import { datagramRequest } from '../host/client.ts';
 import { FLAG_READ_SLOWLY } from '../host/content.ts';
-import type { SimFrame } from '../net/packet.ts';
+import { SERVICE_PORT } from '../host/service.ts';
+import { PROTOCOL_UDP, parseIp, type SimFrame } from '../net/packet.ts';
 import { SYN } from '../tcp/segment.ts';
-import { PROTECTED_MS, plan, request, type Scenario } from './scenario.ts';
+import { PROTECTED_MS, plan, request, type Scenario, type Stage } from './scenario.ts';
 
 const GAP_FILLER: Scenario = {
   name: 'gap-filler-behind-the-gap',
@@ -244,6 +246,53 @@ const REPEAT_AT_THE_HEAD: Scenario = {
   untilMs: PROTECTED_MS + 400,
 };
 
+/** Datagrams to the guest's service, which it answers with one of so many bytes. */
+function ask(stage: Stage, port: number, answerBytes: number): void {
+  const { host } = stage.world.clients[0]!;
+  host.nowUs = stage.world.nowUs;
+  const guest = stage.world.pvm.host.state.ip4;
+  host.sendDatagram(guest, port, SERVICE_PORT, datagramRequest(0, answerBytes, 1, 8));
+  stage.world.clients[0]!.reschedule();
+}
+
+const DATAGRAM_WITHOUT_ROOM: Scenario = {
+  name: 'datagram-without-room',
+  about:
+    'A datagram whose flow found no room in the table waited for a checkpoint, and a later one of the same flow, for which there was room again, reached the client before it.',
+  options: (calm) => ({
+    ...calm,
+    config: { ...calm.config, flowsMax: 2, compareTimeoutUs: 500 * US_PER_MS },
+  }),
+  script: (stage) => {
+    const { world } = stage;
+    const lengths: number[] = [];
+    stage.at(PROTECTED_MS, () => {
+      ask(stage, 1, 20);
+    });
+    stage.at(PROTECTED_MS + 5, () => {
+      // Two answers fill the table for 15 ms: the SVM is behind. The next checkpoint comes 100 ms after the first.
+      world.secondaryGuest.to.script = () => ({ lateUs: 15 * US_PER_MS });
+      world.clients[0]!.fromSwitch.script = (frame) => {
+        const packet = parseIp(frame);
+        if (packet?.protocol === PROTOCOL_UDP) lengths.push(packet.payload.length);
+        return undefined;
+      };
+      ask(stage, 2, 20);
+      ask(stage, 3, 20);
+    });
+    // Of the fourth, which finds no room, the SVM's is lost; the fifth is of the same flow.
+    world.secondaryGuest.from.script = (frame) =>
+      parseIp(frame)?.payload.length === 108 ? { isLost: true } : undefined;
+    stage.at(PROTECTED_MS + 10, () => ask(stage, 4, 100));
+    stage.at(PROTECTED_MS + 30, () => ask(stage, 4, 200));
+    stage.at(PROTECTED_MS + 300, () => {
+      const order = lengths.filter((length) => length >= 100);
+      stage.demand('G4', order.join() === '108,208', `the answers came as ${order.join()}`);
+    });
+  },
+  untilMs: PROTECTED_MS + 320,
+};
+
 const SPENT_EPOCH: Scenario = {
   name: 'spent-epoch',
   about:
@@ -306,4 +355,5 @@ export const RELEASE_SCENARIOS: readonly Scenario[] = [
   WINDOW_OF_A_SYN,
   SYN_BIT,
   REPEAT_AT_THE_HEAD,
+  DATAGRAM_WITHOUT_ROOM,
 ];
