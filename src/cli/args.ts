@@ -298,6 +298,7 @@ function simCommand(actions: Actions, onExit: (code: number) => void): Command {
     .option('--scenario <name>', 'a scripted world, or all of them, instead of drawn ones')
     .option('--list', 'name the scenarios')
     .option('--twice', 'run each seed twice: both must go the same way')
+    .option('--marks', 'what the runs reached; exit code 1 when a feature of the world was not')
     .option('--keep-going', 'go on after a failure')
     .option('--no-shrink', 'do not search for a shorter run that fails')
     .option('--capture <file>', 'where the frames of a failing run go (pcapng)')
@@ -305,7 +306,7 @@ function simCommand(actions: Actions, onExit: (code: number) => void): Command {
     .option('--json', 'one JSON object at the end, on standard output')
     .addHelpText(
       'after',
-      '\nExit codes: 0, 127 crash, 128 no progress, 129 a guarantee was broken.',
+      '\nExit codes: 0, 1 --marks: something was not reached, 127 crash, 128 no progress, 129 a guarantee was broken.',
     )
     .action(async ({ shrink, ...options }: SimOptions & { readonly shrink: boolean }) =>
       onExit(await actions.sim({ ...options, isShrinking: shrink })),

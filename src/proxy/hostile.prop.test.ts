@@ -8,24 +8,14 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { GOLDEN_FRAMES } from '../../test/golden/frames.ts';
+import { HOSTILE_FRAMES } from '../../test/golden/hostile.ts';
 import { EnginePair } from '../../test/support/engine-pair.ts';
-import {
-  arpFrame,
-  cloneFrame,
-  fragmentFrame,
-  frameBytes,
-  icmpEcho,
-  neighbourFrame,
-  rawFrame,
-  rawIpFrame,
-  type TestFrame,
-  tcpFrame,
-  udpFrame,
-} from '../../test/support/frame-builder.ts';
+import { rawFrame, type TestFrame } from '../../test/support/frame-builder.ts';
 import { PairConnection } from '../../test/support/pair-connection.ts';
 import type { Engine } from '../env/engine.ts';
 import type { LinkFrameKind, LinkMessage } from '../env/messages.ts';
 import { FRAME_BYTES_MAX, VNET_HDR_BYTES } from '../limits.ts';
+import { fromHex } from '../wire/bytes.ts';
 import { DROP_REASON_NAMES, dissect, FRAME_OK, FrameInfo } from '../wire/frame.ts';
 import { TCP_ACK, TCP_SYN } from '../wire/tcp.ts';
 
@@ -52,102 +42,10 @@ const SECONDARY_BYTES_MAX = 80_000 + 2 * 40_000 + 3 * SLOT_BYTES_MAX;
 
 // ------------------------------------------------------------------ frames
 
-/** IPv6 extension headers: `count` destination options of 8 bytes before TCP, or one that points beyond the frame. */
-function extensionChain(count: number, lastLength = 0): TestFrame {
-  const chain = new Uint8Array(8 * count);
-  for (let i = 0; i < count; i++) {
-    chain[8 * i] = i === count - 1 ? 6 : 60;
-    chain[8 * i + 1] = i === count - 1 ? lastLength : 0;
-    chain.set([1, 4], 8 * i + 2); // PadN
-  }
-  return tcpFrame({ src: '2001:db8::2', dst: '2001:db8::9', ipOptions: chain, firstHeader: 60 });
-}
-
-/** A tag more than anybody uses: 802.1ad, 802.1Q and so on before an IPv4 packet. */
-function tagged(count: number): TestFrame {
-  const inner = frameBytes(tcpFrame({ payload: 'tagged' }));
-  const bytes = new Uint8Array(inner.length + 4 * count);
-  bytes.set(inner.subarray(0, 12));
-  for (let i = 0; i < count; i++)
-    bytes.set([i === 0 ? 0x88 : 0x81, i === 0 ? 0xa8 : 0, 0, 7], 12 + 4 * i);
-  bytes.set(inner.subarray(12), 12 + 4 * count);
-  return rawFrame(bytes);
-}
-
-/** With a virtio-net header of these fields. */
-function withVnet(
-  frame: TestFrame,
-  flags: number,
-  gso: number,
-  size: number,
-  start: number,
-): TestFrame {
-  const copy = cloneFrame(frame);
-  const { view } = copy.buffer;
-  view.setUint8(0, flags);
-  view.setUint8(1, gso);
-  view.setUint16(4, size, true);
-  view.setUint16(6, start, true);
-  view.setUint16(8, 16, true);
-  return copy;
-}
-
-/** Fragments that overlap each other, and one that ends beyond 64 KiB. */
-function overlappingFragments(): TestFrame[] {
-  const frames = fragmentFrame(udpFrame({ payload: 'o'.repeat(400) }), 136, 9);
-  const [, middle] = frames.map(cloneFrame);
-  middle!.buffer.view.setUint16(VNET_HDR_BYTES + 14 + 6, 0x2001);
-  const beyond = cloneFrame(frames[0]!);
-  beyond.buffer.view.setUint16(VNET_HDR_BYTES + 14 + 6, 0x3fff);
-  const six = fragmentFrame(
-    udpFrame({ src: '2001:db8::2', payload: 'o'.repeat(400), dst: '2001:db8::9' }),
-    136,
-    9,
-  );
-  return [...frames, middle!, beyond, ...six];
-}
-
-const options = (...bytes: number[]): TestFrame =>
-  tcpFrame({ options: Uint8Array.from(bytes), payload: 'x' });
-
-const largest = new Uint8Array(FRAME_BYTES_MAX).fill(0x5a);
-largest.set(frameBytes(tcpFrame({ payload: 'x' })));
-const gso = tcpFrame({
-  payload: 'g'.repeat(4_000),
-  partialChecksum: true,
-  gsoType: 1,
-  gsoBytes: 1_400,
-});
-
 /** What the mutations start from. */
 const CORPUS: readonly TestFrame[] = [
-  ...Object.values(GOLDEN_FRAMES).map(({ hex }) =>
-    rawFrame(Uint8Array.from(hex.match(/../g)!, (h) => Number.parseInt(h, 16))),
-  ),
-  ...[0, 1, 2, 3, 9].map(tagged),
-  ...[1, 8, 9, 40].map((count) => extensionChain(count)),
-  extensionChain(2, 200),
-  ...overlappingFragments(),
-  options(8, 255, 0, 0), // timestamps, longer than the header
-  options(5, 0, 1, 1), // SACK of length 0
-  options(5, 3, 1, 1),
-  options(3, 3, 255, 2, 4, 0, 0, 0), // a shift of 255, an MSS of 0
-  options(...new Array<number>(40).fill(253)),
-  rawFrame(largest),
-  gso,
-  withVnet(gso, 1, 1, 0, 34),
-  withVnet(gso, 1, 1, 1_400, 60_000),
-  withVnet(gso, 1, 255, 65_535, 0),
-  withVnet(udpFrame({ payload: 'u' }), 255, 5, 1, 65_535),
-  arpFrame(),
-  neighbourFrame(),
-  neighbourFrame({ isAdvertisement: true }),
-  icmpEcho({ payload: 'ping' }),
-  rawIpFrame(58, { src: '2001:db8::2', dst: '2001:db8::9', payload: Uint8Array.of(1, 4, 0, 0) }),
-  rawIpFrame(1, { payload: Uint8Array.of(3, 4, 0, 0, 0, 0, 0, 0, 0x4f, 0) }),
-  rawIpFrame(2, { payload: 'igmp' }),
-  rawFrame(new Uint8Array(0)),
-  rawFrame(new Uint8Array(13)),
+  ...Object.values(GOLDEN_FRAMES).map(({ hex }) => rawFrame(fromHex(hex))),
+  ...Object.values(HOSTILE_FRAMES),
 ];
 
 /** Of the connection that is open when the hostilities begin, so that they reach its state. */

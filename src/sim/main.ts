@@ -1,7 +1,7 @@
 /**
  * `colo-proxy sim`: runs seeds, reports what breaks. The only file of the simulation that does I/O.
  *
- * Exit codes: 0; 127 an engine or the simulation crashed; 128 liveness; 129 a guarantee was broken.
+ * Exit codes: 0; 1 a mark was not reached (`--marks`); 127 an engine or the simulation crashed; 128 liveness; 129 a guarantee was broken.
  *
  * @module
  */
@@ -9,6 +9,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { performance } from 'node:perf_hooks';
 import { ColoError } from '../base/error.ts';
 import { captureOf } from './capture.ts';
+import { MARKS } from './marks.ts';
 import { type Outcome, type RunFacts, type RunResult, runOnce, STEPS_DEFAULT } from './run.ts';
 import { SCENARIOS } from './scenarios/index.ts';
 import type { Scenario } from './scenarios/scenario.ts';
@@ -33,6 +34,8 @@ export interface SimOptions {
   readonly isShrinking?: boolean;
   /** The scripted world of this name, or `all`, instead of drawn ones; each with `runs` seeds. */
   readonly scenario?: string;
+  /** Says how many runs have reached each feature of the world, and fails when one has not been reached; see marks.ts. */
+  readonly marks?: boolean;
   /** Names the scenarios, and runs nothing. */
   readonly list?: boolean;
 }
@@ -44,6 +47,7 @@ export interface SimWriter {
 }
 
 const EXIT_CODES: Record<Outcome, number> = { ok: 0, crash: 127, liveness: 128, broken: 129 };
+const UNREACHED_EXIT_CODE = 1;
 
 function versionOf(): string {
   const text = readFileSync(new URL('../../package.json', import.meta.url), 'utf8');
@@ -78,6 +82,16 @@ function listScenarios(write: SimWriter, isJson: boolean): void {
     return;
   }
   for (const { name, about } of SCENARIOS) write.out(`${name}\n    ${about}`);
+}
+
+function listMarks(
+  marks: Readonly<Record<string, number>>,
+  unreached: readonly string[],
+  write: SimWriter,
+): void {
+  const rarestFirst = Object.entries(marks).sort(([, a], [, b]) => a - b);
+  for (const [mark, runs] of rarestFirst) write.out(`${String(runs).padStart(6)} runs  ${mark}`);
+  for (const mark of unreached) write.progress(`no run has reached: ${mark}`);
 }
 
 /** A run, checked for determinism when asked. */
@@ -151,6 +165,7 @@ export async function runSim(options: SimOptions, write: SimWriter): Promise<num
   const startedMs = performance.now();
   const broken: Failure[] = [];
   const facts: Record<string, number> = {};
+  const reached = new Map<string, number>();
   let exitCode = 0;
   let events = 0;
   let traceHash = '';
@@ -167,6 +182,7 @@ export async function runSim(options: SimOptions, write: SimWriter): Promise<num
     events += result.events;
     traceHash = result.traceHash;
     addFacts(facts, result.facts);
+    for (const mark of result.marks.keys()) reached.set(mark, (reached.get(mark) ?? 0) + 1);
     if (result.outcome !== 'ok') {
       if (exitCode === 0) exitCode = EXIT_CODES[result.outcome];
       broken.push(failureOf(job, result));
@@ -178,6 +194,9 @@ export async function runSim(options: SimOptions, write: SimWriter): Promise<num
     if (done % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
   }
   const seconds = (performance.now() - startedMs) / 1_000;
+  const marks = Object.fromEntries(MARKS.map((mark) => [mark, reached.get(mark) ?? 0]));
+  const unreached = options.marks === true ? MARKS.filter((mark) => marks[mark] === 0) : [];
+  if (exitCode === 0 && unreached.length > 0) exitCode = UNREACHED_EXIT_CODE;
   if (options.json === true) {
     const { seed } = options;
     write.out(
@@ -191,10 +210,12 @@ export async function runSim(options: SimOptions, write: SimWriter): Promise<num
         traceHash,
         seconds,
         facts,
+        ...(options.marks === true ? { marks, unreached } : {}),
         broken,
       }),
     );
   } else {
+    if (options.marks === true) listMarks(marks, unreached, write);
     write.out(
       `${exitCode === 0 ? 'ok' : 'FAILED'}: ${done} runs, ${events} events, trace ${traceHash}`,
     );

@@ -133,7 +133,6 @@ const CAUSES: readonly CheckpointCause[] = [
   'secondary-silent',
   'primary-silent',
   'acknowledgement-behind',
-  'window-closed',
   'limit',
   'secondary-request',
 ];
