@@ -80,6 +80,12 @@ export const FLOW_HELD_BYTES_MAX = 32 * 1024 * 1024;
 /** The same over all flows. At the limit: checkpoint. */
 export const HELD_BYTES_MAX = 512 * 1024 * 1024;
 
+/**
+ * Pieces of memory (of 1 MiB) that one stream of QEMU's may have because frames in them wait for the other guest; beyond, frames that wait are
+ * copied out. A single frame keeps a whole piece, so this bounds what a stream costs beyond `HELD_BYTES_MAX`.
+ */
+export const STREAM_PIECES_MAX = 128;
+
 /** Client frames kept between checkpoint begin and commit. At the limit the newest is dropped. */
 export const KEPT_CLIENT_BYTES_MAX = 64 * 1024 * 1024;
 

@@ -11,7 +11,9 @@
 import { describe, expect, it } from 'vitest';
 import { REASSEMBLIES_MAX } from '../src/limits.ts';
 import { PRIMARY_DEFAULTS } from '../src/proxy/config.ts';
+import { readPlainSegment } from '../src/proxy/primary-lockstep.ts';
 import { isTransportChecksumRight } from '../src/wire/checksum.ts';
+import { FrameInfo } from '../src/wire/frame.ts';
 import { TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST } from '../src/wire/tcp.ts';
 import { EnginePair, type GuestName } from './support/engine-pair.ts';
 import {
@@ -60,7 +62,49 @@ const udp = (family: Family, payload: string): TestFrame =>
 const dropped = (pair: EnginePair, name: string): number =>
   pair.primary.status(pair.nowUs).dropped[name] ?? 0;
 
+/** What the heads of two streams let out, as payloads. The SVM's numbers are the PVM's here. */
+function lentOutput(pair: EnginePair, p: TestFrame | undefined, s: TestFrame): string[] {
+  const [primary, secondary] = [new FrameInfo(), new FrameInfo()];
+  const out: string[] = [];
+  expect(readPlainSegment(s.buffer, s.offset, s.length, secondary)).toBe(true);
+  const { buffer, offset, length } = p ?? s;
+  if (p !== undefined) expect(readPlainSegment(buffer, offset, length, primary)).toBe(true);
+  const record = {
+    stream: { ...buffer, lent: 0 },
+    mayLend: true,
+    recordOffset: offset,
+    recordBytes: length,
+    headerOffset: -1,
+  };
+  for (let turn = 0; turn < 2; turn++) {
+    const head = p === undefined || turn > 0 ? undefined : primary;
+    pair.primary.onHeads(
+      head,
+      secondary,
+      record,
+      ({ bytes, view }, at, size) =>
+        out.push(payloadOf({ buffer: { bytes, view }, offset: at, length: size })),
+      pair.nowUs,
+    );
+  }
+  return out;
+}
+
 describe.each(FAMILIES)('G1 output commit, IPv%d', (family) => {
+  // Guards primary-lent.ts matchLent: `isSameRange`, and releaseLent: `seqBeforeOrEqual(end, compared)`.
+  it('a byte that waits in its stream is compared there', () => {
+    const pair = protectedPair();
+    const c = opened(pair, family);
+    const of = (at: number, payload: string) =>
+      c.fromGuest('svm', at, payload, { seq: c.seen(at) });
+    const first = c.fromGuest('pvm', 0, 'hello world');
+    expect(lentOutput(pair, first, of(0, 'hello '))).toEqual([]);
+    const next = c.fromGuest('pvm', 11, ', again');
+    expect(lentOutput(pair, next, of(6, 'world, a'))).toEqual(['hello world']);
+    expect(lentOutput(pair, undefined, of(14, 'gaiN'))).toEqual([]);
+    expect(lentOutput(pair, undefined, of(14, 'gain'))).toEqual([', again']);
+  });
+
   // Guards primary-tcp.ts #mayGo: `seqBeforeOrEqual(segment.segmentEnd, comparer.compared)`.
   it('a byte of the PVM waits until the SVM has produced the same byte', () => {
     const pair = protectedPair();
@@ -162,6 +206,17 @@ describe.each(FAMILIES)('G1 output commit, IPv%d', (family) => {
 });
 
 describe.each(FAMILIES)('G2 input commit, IPv%d', (family) => {
+  // Guards primary-lent.ts matchLent: `if (!isFree) return LENT_NONE`.
+  it('what waits in its stream does not go out with an ACK number that the SVM does not cover', () => {
+    const pair = protectedPair();
+    const c = opened(pair, family);
+    pair.client(c.fromClient(0, 'request'));
+    const mate = (acked: number) => c.fromGuest('svm', 0, 'answer', { seq: c.seen(0), acked });
+    const answer = c.fromGuest('pvm', 0, 'answer', { acked: 7 });
+    expect(lentOutput(pair, answer, mate(3))).toEqual([]);
+    expect(lentOutput(pair, undefined, mate(7))).toEqual(['answer']);
+  });
+
   // Guards compare/ack-gate.ts limit: `seqMin(ack, this.secondaryAck)`.
   it('an ACK number is lowered to what both guests have acknowledged', () => {
     const pair = protectedPair();

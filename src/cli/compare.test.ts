@@ -153,6 +153,39 @@ describe('compare', () => {
     },
   );
 
+  it.each([false, true])(
+    'lets megabytes out in their order that the guests cut differently, virtio-net headers: %s',
+    async (isVnet) => {
+      isVnetNode = isVnet;
+      await start({ vnetHdrSupport: isVnet });
+      await protect();
+      await connect();
+      const textAt = (at: number, length: number) =>
+        Array.from({ length }, (_, i) => String.fromCharCode(97 + ((at + i) % 23))).join('');
+      const [cut, mateCut] = [1_000, 700];
+      const bytes = 3 * cut * mateCut;
+      const cuts = (length: number) =>
+        Array.from({ length: bytes / length }, (_, i) =>
+          segment(i * length, textAt(i * length, length)),
+        );
+      const expected = cuts(cut).map(({ buffer, offset, length }) =>
+        Buffer.from(buffer.bytes.subarray(offset, offset + length)).toString('hex'),
+      );
+      const mates = cuts(mateCut);
+      // 500 of the PVM's ahead, then both in turns.
+      cuts(cut).forEach((frame, i) => {
+        primary.send(frame);
+        if (i >= 500) secondary.send(...mates.splice(0, 2));
+      });
+      secondary.send(...mates);
+      const frames = await out.take(expected.length);
+      expect(frames.map((frame) => Buffer.from(frame).toString('hex'))).toEqual(expected);
+      const status = node.status();
+      expect(status).toMatchObject({ divergences: 0, held: { frames: 0, bytes: 0 } });
+      expect(status.released).toBe(expected.length + 1);
+    },
+  );
+
   it('holds what differs until a commit', async () => {
     await start();
     await protect();

@@ -1,7 +1,8 @@
 /**
  * Reads the two streams of `compare` side by side. A frame of the PVM and one of the SVM at the heads of their streams, in a connection
  * where nothing else waits, need no copy: the engine looks at them where they lie, and the PVM's goes out from there, together with its
- * neighbours. Everything else is handed over one by one, as from any port.
+ * neighbours. Where the two are cut differently, or those of several connections come in another order, the PVM's waits where it
+ * lies (`proxy/primary-lent.ts`). Everything else is handed over one by one, as from any port.
  *
  * A frame without a mate waits a little for it (LONE_US) in its stream. That delays nothing that could go out: it would wait in the
  * engine as well.
@@ -10,15 +11,17 @@
  */
 import { type Micros, NEVER, US_PER_MS } from '../base/time.ts';
 import type { QemuFrameDecoder } from '../codec/qemu-chardev.ts';
-import type { FrameHandler } from '../env/frame.ts';
+import type { FrameBuffer, FrameHandler } from '../env/frame.ts';
 import type { QemuPort } from '../port/qemu.ts';
 import type { PrimaryEngine } from '../proxy/primary.ts';
+import type { RecordSink } from '../proxy/primary-lent.ts';
 import {
-  isSameFlow,
   PAIR_NONE,
   PAIR_PRIMARY_AHEAD,
   PAIR_SECONDARY_AHEAD,
   PAIR_TAKEN,
+  PAIR_TOOK_PRIMARY,
+  PAIR_TOOK_SECONDARY,
   type PairResult,
   readPlainSegment,
 } from '../proxy/primary-lockstep.ts';
@@ -27,7 +30,7 @@ import { FrameInfo } from '../wire/frame.ts';
 /** A lone frame waits so long at the head of its stream. */
 const LONE_US: Micros = 1_000;
 /** Frames of each stream in one batch. */
-const PAIRS_MAX = 1_024;
+const FRAMES_MAX = 1_024;
 
 export interface LockstepParts {
   readonly primary: QemuPort;
@@ -51,12 +54,14 @@ export class Lockstep {
   #loneTimer: NodeJS.Timeout | undefined;
   /** Since when the same frames have been alone; NEVER: none are. */
   #loneSinceUs: Micros = NEVER;
-  // The run of records that go out as they lie in the primary's stream.
+  #runStream: FrameBuffer | undefined;
   #runOffset = 0;
   #runBytes = 0;
   #runFrames = 0;
+  readonly #sink: RecordSink = (stream, offset, length) => this.#addToRun(stream, offset, length);
   // Taken by `skip` in this batch.
-  #pairs = 0;
+  #primaryFrames = 0;
+  #secondaryFrames = 0;
   #primaryBytes = 0;
   #secondaryBytes = 0;
 
@@ -69,14 +74,17 @@ export class Lockstep {
     const { primary, secondary } = this.#parts;
     const p = primary.readStream();
     const s = readsSecondary ? secondary.readStream() : undefined;
-    this.#pairs = 0;
+    this.#primaryFrames = 0;
+    this.#secondaryFrames = 0;
     this.#primaryBytes = 0;
     this.#secondaryBytes = 0;
-    let count = p === undefined || s === undefined ? 0 : this.#runPairs(p, s);
+    let count = p === undefined || s === undefined ? 0 : this.#runHeads(p, s);
     if (count > 0) this.#endWait();
     count += this.#handOverLone(p, s);
-    let mayHaveMore = primary.endBatch(this.#pairs, this.#primaryBytes);
-    if (readsSecondary && secondary.endBatch(this.#pairs, this.#secondaryBytes)) mayHaveMore = true;
+    let mayHaveMore = primary.endBatch(this.#primaryFrames, this.#primaryBytes);
+    if (readsSecondary && secondary.endBatch(this.#secondaryFrames, this.#secondaryBytes)) {
+      mayHaveMore = true;
+    }
     return count === 0 && mayHaveMore ? 1 : count;
   }
 
@@ -84,74 +92,108 @@ export class Lockstep {
     clearTimeout(this.#loneTimer);
   }
 
-  #runPairs(p: QemuFrameDecoder, s: QemuFrameDecoder): number {
-    const { engine, out, batchUs } = this.#parts;
-    const headBytes = out.recordHeadBytes;
-    const nowUs = batchUs();
+  /** While the SVM has something to say. A head is read once, however long it stands there. */
+  #runHeads(p: QemuFrameDecoder, s: QemuFrameDecoder): number {
+    const { engine } = this.#parts;
+    const nowUs = this.#parts.batchUs();
+    const a = this.#primaryInfo;
+    const b = this.#secondaryInfo;
+    let isPrimary = false;
+    let isSecondary = false;
+    let isPlain = false;
+    let isMatePlain = false;
     let count = 0;
-    while (count < PAIRS_MAX && p.look() && s.look()) {
-      const isPlain = readPlainSegment(p.stream, p.rawOffset, p.rawBytes, this.#primaryInfo);
-      const isMatePlain = readPlainSegment(s.stream, s.rawOffset, s.rawBytes, this.#secondaryInfo);
-      const fits = p.rawOffset - p.recordOffset === headBytes;
+    while (count < FRAMES_MAX) {
+      if (!isSecondary) {
+        if (!s.look()) break;
+        isSecondary = true;
+        isMatePlain = readPlainSegment(s.stream, s.rawOffset, s.rawBytes, b);
+      }
+      if (!isPrimary && p.look()) {
+        isPrimary = true;
+        isPlain = this.#readPrimary(p);
+      }
       let result: PairResult = PAIR_NONE;
-      if (isPlain && isMatePlain && fits) {
-        result = engine.onPair(this.#primaryInfo, this.#secondaryInfo, nowUs);
+      if (isMatePlain && (isPlain || !isPrimary)) {
+        result = engine.onHeads(isPrimary ? a : undefined, b, p, this.#sink, nowUs);
       }
       if (result === PAIR_TAKEN) {
-        this.#take(p, s);
-        count++;
-        continue;
+        this.#addToRun(p.stream, p.recordOffset, p.recordBytes);
+        this.#skipPrimary(p);
+        this.#skipSecondary(s);
+        isPrimary = false;
+        isSecondary = false;
+      } else if (result === PAIR_TOOK_PRIMARY) {
+        this.#skipPrimary(p);
+        isPrimary = false;
+      } else if (result === PAIR_TOOK_SECONDARY) {
+        this.#skipSecondary(s);
+        isSecondary = false;
+      } else {
+        // Alone a head is handed over when it has waited.
+        if (!isPrimary && result !== PAIR_PRIMARY_AHEAD) break;
+        this.#sendRun();
+        if (!this.#handOver(isPlain, isMatePlain, result)) break;
+        isPrimary = false;
+        isSecondary = false;
       }
-      this.#sendRun(p);
-      const taken = this.#handOverUnequal(isPlain, isMatePlain, result);
-      if (taken === 0) break;
-      count += taken;
+      count++;
     }
-    this.#sendRun(p);
+    this.#sendRun();
     return count;
   }
 
-  #take(p: QemuFrameDecoder, s: QemuFrameDecoder): void {
-    if (this.#runFrames === 0) this.#runOffset = p.recordOffset;
-    this.#runBytes += p.recordBytes;
-    this.#runFrames++;
-    this.#pairs++;
+  /** Reads the head of the primary's stream; false when it has to go the ordinary way. */
+  #readPrimary({ stream, recordOffset, rawOffset, rawBytes }: QemuFrameDecoder): boolean {
+    if (rawOffset - recordOffset !== this.#parts.out.recordHeadBytes) return false;
+    return readPlainSegment(stream, rawOffset, rawBytes, this.#primaryInfo);
+  }
+
+  #skipPrimary(p: QemuFrameDecoder): void {
+    this.#primaryFrames++;
     this.#primaryBytes += p.rawBytes;
-    this.#secondaryBytes += s.rawBytes;
     p.skip();
+  }
+
+  #skipSecondary(s: QemuFrameDecoder): void {
+    this.#secondaryFrames++;
+    this.#secondaryBytes += s.rawBytes;
     s.skip();
   }
 
   /**
-   * The heads of the streams are no pair. What brings the streams side by side again goes alone: the mate of what waits in the engine;
-   * another kind of frame; a pure ACK, of which either guest may send more than the other.
+   * One of the heads goes the ordinary way, or both. What brings the streams side by side again goes alone: what the engine has said, or
+   * another kind of frame.
    */
-  #handOverUnequal(isPlain: boolean, isMatePlain: boolean, result: PairResult): number {
+  #handOver(isPlain: boolean, isMatePlain: boolean, result: PairResult): boolean {
     const { primary, secondary, onPrimaryFrame, onSecondaryFrame } = this.#parts;
-    const a = this.#primaryInfo;
-    const b = this.#secondaryInfo;
-    let takesPrimary = true;
-    let takesSecondary = true;
-    if (isPlain !== isMatePlain) {
+    let takesPrimary = result !== PAIR_PRIMARY_AHEAD;
+    let takesSecondary = result !== PAIR_SECONDARY_AHEAD;
+    if (isPlain !== isMatePlain && result === PAIR_NONE) {
       takesPrimary = isMatePlain;
       takesSecondary = isPlain;
-    } else if (isPlain) {
-      if (result === PAIR_PRIMARY_AHEAD) takesPrimary = false;
-      else if (result === PAIR_SECONDARY_AHEAD) takesSecondary = false;
-      else if (isSameFlow(a, b) && (a.payloadBytes === 0) !== (b.payloadBytes === 0)) {
-        takesPrimary = a.payloadBytes === 0;
-        takesSecondary = !takesPrimary;
-      }
     }
-    let count = 0;
-    if (takesPrimary && primary.takeOne(onPrimaryFrame)) count++;
-    if (takesSecondary && secondary.takeOne(onSecondaryFrame)) count++;
-    return count;
+    let hasTaken = false;
+    if (takesPrimary && primary.takeOne(onPrimaryFrame)) hasTaken = true;
+    if (takesSecondary && secondary.takeOne(onSecondaryFrame)) hasTaken = true;
+    return hasTaken;
   }
 
-  #sendRun(p: QemuFrameDecoder): void {
-    if (this.#runFrames === 0) return;
-    this.#parts.out.sendRecords(p.stream, this.#runOffset, this.#runBytes, this.#runFrames);
+  /** What goes out as it lies in the primary's stream; neighbours go out as one piece. */
+  #addToRun(stream: FrameBuffer, offset: number, length: number): void {
+    if (this.#runStream !== stream || this.#runOffset + this.#runBytes !== offset) {
+      this.#sendRun();
+      this.#runStream = stream;
+      this.#runOffset = offset;
+    }
+    this.#runBytes += length;
+    this.#runFrames++;
+  }
+
+  #sendRun(): void {
+    if (this.#runStream === undefined) return;
+    this.#parts.out.sendRecords(this.#runStream, this.#runOffset, this.#runBytes, this.#runFrames);
+    this.#runStream = undefined;
     this.#runFrames = 0;
     this.#runBytes = 0;
   }
@@ -173,10 +215,47 @@ export class Lockstep {
     const isOver = this.#parts.batchUs() >= this.#loneSinceUs + LONE_US;
     const waits = !this.handsOver && !isOver && s !== undefined && engine.state === 'protected';
     let count = 0;
-    if (isP && (!waits || this.#mayGo(p))) count += takeAll(primary, onPrimaryFrame);
-    if (isS && (!waits || this.#mayGo(s))) count += takeAll(secondary, onSecondaryFrame);
+    if (isP && (!waits || this.#mayGo(p))) count += this.#takePrimary(p);
+    if (isS && (!waits || this.#mayGo(s))) count += this.#takeSecondary(s);
     if (count > 0) this.#endWait();
     else this.#wait();
+    return count;
+  }
+
+  /** The PVM's frames alone: plain segments wait where they lie. */
+  #takePrimary(p: QemuFrameDecoder): number {
+    const { primary, engine, onPrimaryFrame } = this.#parts;
+    const nowUs = this.#parts.batchUs();
+    const info = this.#primaryInfo;
+    let count = 0;
+    while (count < FRAMES_MAX && p.look()) {
+      const isTaken =
+        this.#readPrimary(p) &&
+        engine.onHeads(info, undefined, p, this.#sink, nowUs) === PAIR_TOOK_PRIMARY;
+      if (isTaken) this.#skipPrimary(p);
+      else if (!primary.takeOne(onPrimaryFrame)) break;
+      count++;
+    }
+    return count;
+  }
+
+  /** The SVM's frames alone: one that waits for the PVM must not keep those behind it from what waits for them. */
+  #takeSecondary(s: QemuFrameDecoder): number {
+    const { secondary, engine, onSecondaryFrame } = this.#parts;
+    const nowUs = this.#parts.batchUs();
+    const info = this.#secondaryInfo;
+    let count = 0;
+    while (count < FRAMES_MAX && s.look()) {
+      const isTaken =
+        readPlainSegment(s.stream, s.rawOffset, s.rawBytes, info) &&
+        engine.onHeads(undefined, info, s, this.#sink, nowUs) === PAIR_TOOK_SECONDARY;
+      // What was let out goes before what is handed over, even if this one has let it out in part.
+      if (!isTaken) this.#sendRun();
+      if (isTaken) this.#skipSecondary(s);
+      else if (!secondary.takeOne(onSecondaryFrame)) break;
+      count++;
+    }
+    this.#sendRun();
     return count;
   }
 
@@ -198,11 +277,4 @@ export class Lockstep {
   #endWait(): void {
     this.#loneSinceUs = NEVER;
   }
-}
-
-/** Hands all whole frames of a stream over, as far as there is room; at most a batch. */
-function takeAll(port: QemuPort, handler: FrameHandler): number {
-  let count = 0;
-  while (count < PAIRS_MAX && port.takeOne(handler)) count++;
-  return count;
 }

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { VNET_HDR_BYTES } from '../limits.ts';
+import { STREAM_PIECES_MAX, VNET_HDR_BYTES } from '../limits.ts';
 import {
   QEMU_FRAME_BYTES_MAX,
   QEMU_VNET_HEADER_BYTES_MAX,
@@ -167,5 +167,67 @@ describe('QemuFrameDecoder', () => {
     expect(decoder.frameBytes).toBe(0);
     expect(decoder.next()).toBe('more');
     expect(decoder.pendingBytes).toBe(6);
+  });
+
+  test('frames that are left where they lie stay unchanged, and memory is used again when they have gone', () => {
+    const decoder = new QemuFrameDecoder(false);
+    const frameBytes = 1_400;
+    const waiting: { take: () => number; value: number }[] = [];
+    const memories = new Set<Uint8Array>();
+    const record = new Uint8Array(4 + frameBytes);
+    let value = 0;
+    for (let round = 0; round < 4_000; round++) {
+      decoder.makeRoom();
+      for (let i = 0; i < 3 && decoder.writeBytesMax >= record.length; i++) {
+        value = (value + 1) % 251;
+        record.fill(value);
+        writeQemuHead(new DataView(record.buffer), 0, frameBytes);
+        decoder.stream.bytes.set(record, decoder.writeOffset);
+        decoder.onBytes(record.length);
+      }
+      while (decoder.look()) {
+        const { stream, rawOffset } = decoder;
+        expect(decoder.mayLend).toBe(true);
+        memories.add(stream.bytes);
+        stream.lent++;
+        const expected = stream.bytes[rawOffset]!;
+        waiting.push({
+          value: expected,
+          take: () => {
+            stream.lent--;
+            const bytes = stream.bytes.subarray(rawOffset, rawOffset + frameBytes);
+            return bytes.every((byte) => byte === expected) ? expected : -1;
+          },
+        });
+        decoder.skip();
+      }
+      // 1,000 frames wait at most: 1.4 MB.
+      for (const { take, value: sent } of waiting.splice(0, waiting.length - 1_000)) {
+        expect(take()).toBe(sent);
+      }
+    }
+    expect(memories.size).toBeLessThanOrEqual(5);
+  });
+
+  test('refuses to lend when there is no other memory left to go on in', () => {
+    const decoder = new QemuFrameDecoder(false);
+    const record = new Uint8Array(4 + 60_000);
+    writeQemuHead(new DataView(record.buffer), 0, 60_000);
+    let lent = 0;
+    for (let round = 0; round < 20 * STREAM_PIECES_MAX; round++) {
+      decoder.makeRoom();
+      expect(decoder.writeBytesMax).toBeGreaterThanOrEqual(record.length);
+      decoder.stream.bytes.set(record, decoder.writeOffset);
+      decoder.onBytes(record.length);
+      expect(decoder.look()).toBe(true);
+      if (decoder.mayLend) {
+        decoder.stream.lent++;
+        lent++;
+      }
+      decoder.skip();
+    }
+    // The last piece is kept for the stream itself.
+    expect(lent).toBeGreaterThan(12 * (STREAM_PIECES_MAX - 1));
+    expect(lent).toBeLessThan(18 * (STREAM_PIECES_MAX - 1));
   });
 });

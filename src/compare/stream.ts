@@ -225,11 +225,15 @@ export class StreamComparer<P extends Piece, S extends Piece> {
       guest === 'primary'
         ? this.primary.covering(this.compared)
         : this.secondary.covering(this.compared);
-    if (piece === undefined) return '';
-    const from = piece.offset + seqDistance(piece.seq, this.compared);
-    const to = Math.min(from + bytesMax, piece.offset + seqDistance(piece.seq, piece.end));
-    let text = '';
-    for (let i = from; i < to; i++) text += piece.bytes[i]!.toString(16).padStart(2, '0');
-    return text;
+    return piece === undefined ? '' : excerptOf(piece, this.compared, bytesMax);
   }
+}
+
+/** Up to `bytesMax` bytes of a piece from `seq` on, which lies within it, hexadecimal. */
+export function excerptOf(piece: Piece, seq: Seq, bytesMax: number): string {
+  const from = piece.offset + seqDistance(piece.seq, seq);
+  const to = Math.min(from + bytesMax, piece.offset + seqDistance(piece.seq, piece.end));
+  let text = '';
+  for (let i = from; i < to; i++) text += piece.bytes[i]!.toString(16).padStart(2, '0');
+  return text;
 }

@@ -15,6 +15,12 @@ export interface FrameBuffer {
   readonly view: DataView;
 }
 
+/** Memory of a stream of frames, of which some may be in use longer than their batch: they stay where they are. */
+export interface LendingBuffer extends FrameBuffer {
+  /** Frames in use. While there are any, whoever reads into this memory writes only where nothing was written before. */
+  lent: number;
+}
+
 /**
  * Takes one frame. The memory `[offset - VNET_HDR_BYTES, offset + length)` is lent to the callee
  * until the giver says otherwise (see the giver); the callee may change it in place.

@@ -170,7 +170,8 @@ export class QemuPort implements Port {
     if (connection === undefined) return undefined;
     const { decoder } = connection;
     decoder.reclaim();
-    this.#isDrained = decoder.pendingBytes < STREAM_PENDING_MAX && !this.#read(connection);
+    const mayRead = decoder.pendingBytes < STREAM_PENDING_MAX && !decoder.isCrowded;
+    this.#isDrained = mayRead && !this.#read(connection);
     return this.#connection?.decoder;
   }
 

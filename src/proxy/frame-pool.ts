@@ -18,6 +18,17 @@ const SLOT_BYTES: readonly number[] = [256, 2_048, 9_728, 33_280, 66_048];
 /** A slab is about this large, so that the slots of one size lie together. */
 const SLAB_BYTES = 1_048_576;
 
+/** Memory that a frame of `length` bytes (0..FRAME_BYTES_MAX) takes in a pool. */
+export function slotBytesFor(length: number): number {
+  return SLOT_BYTES[slotClassFor(length)]!;
+}
+
+function slotClassFor(length: number): number {
+  let slotClass = 0;
+  while (SLOT_BYTES[slotClass]! < length + VNET_HDR_BYTES) slotClass++;
+  return slotClass;
+}
+
 /** A frame in pool memory; the virtio-net header lies in the VNET_HDR_BYTES before `offset`. */
 export interface PooledFrame {
   readonly buffer: FrameBuffer;
@@ -61,8 +72,7 @@ export class FramePool {
    */
   acquire(length: number): PooledFrame {
     assert(length >= 0 && length <= FRAME_BYTES_MAX, 'frame length within FRAME_BYTES_MAX');
-    let slotClass = 0;
-    while (SLOT_BYTES[slotClass]! < length + VNET_HDR_BYTES) slotClass++;
+    const slotClass = slotClassFor(length);
     const free = this.#free[slotClass]!;
     if (free.length === 0) this.#addSlab(slotClass);
     const frame = free.pop()!;

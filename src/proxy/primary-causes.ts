@@ -10,6 +10,7 @@ import { COMPARE_LAG_TIMEOUTS } from '../limits.ts';
 import { seqAdd, seqDistance } from '../wire/seq.ts';
 import { TCP_RST } from '../wire/tcp.ts';
 import { EXCERPT_BYTES_MAX, type PrimaryContext } from './primary-context.ts';
+import { lentExcerpt } from './primary-lent.ts';
 import type { TcpFlow } from './primary-tcp.ts';
 
 /** Since when the other guest has been silent about the oldest thing that waits; NEVER when nothing does. */
@@ -37,7 +38,7 @@ export function timeoutCause(flow: TcpFlow, compareTimeoutUs: Micros): Checkpoin
 }
 
 function headSinceUs(flow: TcpFlow, compareTimeoutUs: Micros): Micros {
-  const head = flow.held[0];
+  const head = flow.held[0] ?? flow.lentFirst;
   return head === undefined ? NEVER : sinceProgress(flow, head.arrivedUs, compareTimeoutUs);
 }
 
@@ -58,7 +59,8 @@ export function wantCheckpoint(
   const isn = flow.handshake.primaryIsn;
   const isKnown = comparer.started && isn !== undefined;
   const offset = isKnown ? seqDistance(seqAdd(isn, 1), comparer.compared) >>> 0 : -1;
-  const primary = comparer.excerpt('primary', EXCERPT_BYTES_MAX);
+  const primary =
+    lentExcerpt(flow, EXCERPT_BYTES_MAX) ?? comparer.excerpt('primary', EXCERPT_BYTES_MAX);
   const secondary = comparer.excerpt('secondary', EXCERPT_BYTES_MAX);
   context.want(flow, cause, offset, primary, secondary);
 }

@@ -73,6 +73,12 @@ export interface PrimaryContext {
   ): PooledFrame | undefined;
   /** Gives pool memory of a flow back. */
   unhold(flow: PrimaryFlow, frame: PooledFrame): void;
+  /** A frame of a flow waits outside the pool, where it would take `slotBytes`; false (and nothing done) at the limits. */
+  lend(flow: PrimaryFlow, slotBytes: number): boolean;
+  /** It waits no longer. */
+  unlend(flow: PrimaryFlow, slotBytes: number): void;
+  /** It has moved into the pool. */
+  moveLent(slotBytes: number): void;
   /** Asks for a checkpoint because of `flow`. */
   want(
     flow: PrimaryFlow,

@@ -20,6 +20,7 @@ import {
 } from '../flow/table.ts';
 import { TCP_CLOSED, TCP_STATE_NAMES, type TcpTrack, tcpFlowClass } from '../flow/tcp-state.ts';
 import type { FrameInfo } from '../wire/frame.ts';
+import { seqAdd, seqBefore, seqBeforeOrEqual } from '../wire/seq.ts';
 import { TCP_SYN } from '../wire/tcp.ts';
 import { isPassListed, type PrimaryConfig } from './config.ts';
 
@@ -27,10 +28,21 @@ import type { PrimaryContext, PrimaryFlow } from './primary-context.ts';
 import { DatagramFlow } from './primary-datagram.ts';
 import { FragmentTracker } from './primary-fragments.ts';
 import {
-  PAIR_NONE,
+  LENT_MORE,
+  LENT_TAKEN,
+  lendPrimary,
+  matchLent,
+  type RecordSink,
+  type StreamRecord,
+} from './primary-lent.ts';
+import {
+  isSteady,
   PAIR_PRIMARY_AHEAD,
   PAIR_SECONDARY_AHEAD,
   PAIR_TAKEN,
+  PAIR_TOOK_PRIMARY,
+  PAIR_TOOK_SECONDARY,
+  PAIR_WAITS,
   type PairResult,
   saysTheSame,
   takePair,
@@ -38,6 +50,11 @@ import {
 import { TcpFlow } from './primary-tcp.ts';
 
 const PROTOCOL_TCP = 6;
+/**
+ * A flow that was used less than this ago is not moved to the end of its list for a plain segment: that writes to five places of a
+ * large table. Its timeouts are of many seconds.
+ */
+const TOUCH_US: Micros = 100_000;
 
 /**
  * How a flow ages where only the guest's segments are seen, of which `flags` are the last one's. A guest says more than SYN once its
@@ -139,24 +156,64 @@ export class PrimaryFlows {
     return isListed;
   }
 
-  /** A plain segment of each guest, see primary-lockstep.ts. */
-  onPair(primary: FrameInfo, secondary: FrameInfo): PairResult {
-    if (isPassListed(primary, this.#context.config.passList)) return PAIR_NONE;
-    if (!saysTheSame(primary, secondary)) return this.#unpaired(primary, secondary);
-    const flow = this.#find(primary, true);
-    if (flow === undefined || flow.kind !== 'tcp') return PAIR_NONE;
-    if (flow.epoch !== this.#epoch) flow.adoptCheckpoint(this.#epoch);
-    if (!takePair(this.#context, flow, primary)) return PAIR_NONE;
-    this.#classify(flow, primary);
-    return PAIR_TAKEN;
+  /** The heads of both guests' streams, plain segments: see primary-lockstep.ts and primary-lent.ts. */
+  onHeads(
+    primary: FrameInfo | undefined,
+    secondary: FrameInfo | undefined,
+    record: StreamRecord,
+    sink: RecordSink,
+  ): PairResult {
+    const { passList } = this.#context.config;
+    if (primary !== undefined && isPassListed(primary, passList)) return PAIR_SECONDARY_AHEAD;
+    if (secondary !== undefined) {
+      if (isPassListed(secondary, passList)) return PAIR_PRIMARY_AHEAD;
+      if (primary !== undefined && this.#takePair(primary, secondary)) return PAIR_TAKEN;
+      const result = this.#onSecondaryHead(secondary, sink);
+      if (result !== PAIR_WAITS || primary === undefined) return result;
+    }
+    return primary === undefined ? PAIR_WAITS : this.#onPrimaryHead(primary, record);
   }
 
-  #unpaired(primary: FrameInfo, secondary: FrameInfo): PairResult {
-    const ahead = this.#table.find(secondary, true);
-    if (ahead?.kind === 'tcp' && ahead.held.length > 0) return PAIR_PRIMARY_AHEAD;
-    const behind = this.#table.find(primary, true);
-    if (behind?.kind === 'tcp' && behind.comparer.secondary.size > 0) return PAIR_SECONDARY_AHEAD;
-    return PAIR_NONE;
+  #takePair(primary: FrameInfo, secondary: FrameInfo): boolean {
+    if (!saysTheSame(primary, secondary)) return false;
+    const flow = this.#findPlain(primary);
+    if (flow === undefined || !takePair(this.#context, flow, primary)) return false;
+    this.#classify(flow, primary);
+    return true;
+  }
+
+  #onSecondaryHead(info: FrameInfo, sink: RecordSink): PairResult {
+    const flow = this.#findPlain(info);
+    if (flow === undefined) return PAIR_PRIMARY_AHEAD;
+    if (flow.lentFirst !== undefined) {
+      const result = matchLent(this.#context, flow, info, sink);
+      if (result === LENT_MORE) return PAIR_WAITS;
+      return result === LENT_TAKEN ? PAIR_TOOK_SECONDARY : PAIR_PRIMARY_AHEAD;
+    }
+    // Only what the PVM's next segment may bear out has reason to wait for it.
+    const { compared } = flow.comparer;
+    const isNext =
+      seqBeforeOrEqual(info.seq, compared) &&
+      seqBefore(compared, seqAdd(info.seq, info.payloadBytes));
+    return isNext && isSteady(flow) ? PAIR_WAITS : PAIR_PRIMARY_AHEAD;
+  }
+
+  #onPrimaryHead(info: FrameInfo, record: StreamRecord): PairResult {
+    const flow = this.#findPlain(info);
+    if (flow === undefined || !lendPrimary(this.#context, flow, info, record)) {
+      return PAIR_SECONDARY_AHEAD;
+    }
+    this.#classify(flow, info);
+    return PAIR_TOOK_PRIMARY;
+  }
+
+  #findPlain(info: FrameInfo): TcpFlow | undefined {
+    const flow = this.#table.find(info, true);
+    if (flow === undefined || flow.kind !== 'tcp') return undefined;
+    const { nowUs } = this.#context;
+    if (nowUs - this.#table.usedUs(flow) > TOUCH_US) this.#table.touch(flow, nowUs);
+    if (flow.epoch !== this.#epoch) flow.adoptCheckpoint(this.#epoch);
+    return flow;
   }
 
   #secondaryFrame(

@@ -9,11 +9,22 @@ import {
 } from '../../test/support/frame-builder.ts';
 import type { EngineOutput } from '../env/engine.ts';
 import { LINK_FRAME_SECONDARY } from '../env/messages.ts';
-import { FrameInfo } from '../wire/frame.ts';
+import { VNET_HDR_BYTES } from '../limits.ts';
+import { dissect, FRAME_OK, FrameInfo } from '../wire/frame.ts';
 import { TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 import { PRIMARY_DEFAULTS } from './config.ts';
 import { PrimaryEngine } from './primary.ts';
-import { PAIR_TAKEN, readPlainSegment } from './primary-lockstep.ts';
+import type { StreamRecord } from './primary-lent.ts';
+import {
+  PAIR_PRIMARY_AHEAD,
+  PAIR_SECONDARY_AHEAD,
+  PAIR_TAKEN,
+  PAIR_TOOK_PRIMARY,
+  PAIR_TOOK_SECONDARY,
+  PAIR_WAITS,
+  type PairResult,
+  readPlainSegment,
+} from './primary-lockstep.ts';
 
 const ISN = 0xffff_ff80;
 const CLIENT_ISN = 7_000;
@@ -52,11 +63,14 @@ class Node {
     engine.flush(nowUs);
   }
 
-  primary({ buffer, offset, length }: TestFrame): void {
+  /** The engine may change what it is given: a copy. */
+  primary(frame: TestFrame): void {
+    const { buffer, offset, length } = copyOf(frame);
     this.engine.onGuestFrame(buffer, offset, length, this.nowUs);
   }
 
-  secondary({ buffer, offset, length }: TestFrame): void {
+  secondary(frame: TestFrame): void {
+    const { buffer, offset, length } = copyOf(frame);
     const { engine, nowUs } = this;
     engine.onPeerFrame(LINK_FRAME_SECONDARY, engine.epoch, buffer, offset, length, nowUs);
   }
@@ -66,12 +80,34 @@ class Node {
     const isPlain =
       readPlainSegment(p.buffer, p.offset, p.length, this.#primary) &&
       readPlainSegment(s.buffer, s.offset, s.length, this.#secondary);
-    if (isPlain && this.engine.onPair(this.#primary, this.#secondary, this.nowUs) === PAIR_TAKEN) {
+    // No room to wait in the stream: pairs only.
+    if (isPlain && this.#onHeads(recordOf(p, false), true) === PAIR_TAKEN) {
       this.pairs++;
       this.#note(p.buffer.bytes, p.offset, p.length);
       return;
     }
     this.one(p, s);
+  }
+
+  /** The heads of two streams. Undefined: one of them is of another kind. */
+  heads(p: TestFrame | undefined, s: TestFrame, mayLend: boolean): PairResult | undefined {
+    if (!readPlainSegment(s.buffer, s.offset, s.length, this.#secondary)) return undefined;
+    if (p === undefined) return this.#onHeads(recordOf(s, false), false);
+    if (!readPlainSegment(p.buffer, p.offset, p.length, this.#primary)) return undefined;
+    const result = this.#onHeads(recordOf(p, mayLend), true);
+    if (result === PAIR_TAKEN) this.#note(p.buffer.bytes, p.offset, p.length);
+    return result;
+  }
+
+  #onHeads(record: StreamRecord, hasPrimary: boolean): PairResult {
+    const primary = hasPrimary ? this.#primary : undefined;
+    return this.engine.onHeads(
+      primary,
+      this.#secondary,
+      record,
+      (stream, offset, length) => this.#note(stream.bytes, offset, length),
+      this.nowUs,
+    );
   }
 
   /** One after the other: the SVM's first, so that nothing of the PVM's waits for it. */
@@ -92,6 +128,17 @@ class Node {
     const ports = frame.readUInt32BE(frame.readUInt16BE(12) === 0x86dd ? 54 : 34).toString(16);
     this.sent.set(ports, [...(this.sent.get(ports) ?? []), frame.toString('hex')]);
   }
+}
+
+function copyOf({ buffer, offset, length }: TestFrame): TestFrame {
+  const bytes = buffer.bytes.slice();
+  return { buffer: { bytes, view: new DataView(bytes.buffer) }, offset, length };
+}
+
+/** A frame as it lies in a stream, here without anything before it. */
+function recordOf({ buffer, offset, length }: TestFrame, mayLend: boolean): StreamRecord {
+  const stream = { ...buffer, lent: 0 };
+  return { stream, mayLend, recordOffset: offset, recordBytes: length, headerOffset: -1 };
 }
 
 /** A segment as one of the guests sends it. */
@@ -308,9 +355,178 @@ describe('pairs of segments', () => {
           if (!readPlainSegment(exact, 0, bytes.length, info)) return;
           expect(info.payloadOffset + info.payloadBytes).toBeLessThanOrEqual(bytes.length);
           expect(info.payloadBytes).toBeGreaterThanOrEqual(0);
+          // What waits in its stream is dissected when it has to go the ordinary way after all.
+          const whole = new FrameInfo();
+          const withHeader = new Uint8Array(VNET_HDR_BYTES + bytes.length);
+          withHeader.set(bytes, VNET_HDR_BYTES);
+          const framed = { bytes: withHeader, view: new DataView(withHeader.buffer) };
+          expect(dissect(framed, VNET_HDR_BYTES, bytes.length, whole)).toBe(FRAME_OK);
+          expect(whole.payloadOffset).toBe(VNET_HDR_BYTES + info.payloadOffset);
+          expect(whole.payloadBytes).toBe(info.payloadBytes);
         },
       ),
       { numRuns: 2_000 },
     );
+  });
+});
+
+/** What one guest does next in one of the flows. */
+interface Cut {
+  readonly flow: number;
+  readonly guest: 'primary' | 'secondary';
+  readonly length: number;
+  readonly ack: number;
+  readonly window: number;
+  readonly kind: 'next' | 'repeat' | 'different' | 'fin' | 'reset' | 'gap';
+  readonly event: 'none' | 'checkpoint' | 'time';
+  readonly mayLend: boolean;
+}
+
+const cut: fc.Arbitrary<Cut> = fc.record({
+  flow: fc.nat(FLOWS - 1),
+  guest: fc.constantFrom('primary' as const, 'secondary' as const),
+  length: fc.constantFrom(0, 1, 3, 64, 65, 131, 1_400),
+  ack: fc.nat(39).map((n) => Math.min(n + 1, 3)),
+  window: fc.nat(39).map((n) => (n === 0 ? 100 : 65_535)),
+  kind: fc.oneof(
+    { weight: 80, arbitrary: fc.constant('next' as const) },
+    {
+      weight: 1,
+      arbitrary: fc.constantFrom<Cut['kind']>('repeat', 'different', 'fin', 'reset', 'gap'),
+    },
+  ),
+  event: fc.oneof(
+    { weight: 80, arbitrary: fc.constant('none' as const) },
+    { weight: 1, arbitrary: fc.constantFrom<Cut['event']>('checkpoint', 'time') },
+  ),
+  mayLend: fc.integer({ min: 0, max: 19 }).map((n) => n > 0),
+});
+
+/** The same frames in the same order for two engines: one takes what it can from the streams, the other has everything handed over. */
+class Twins {
+  readonly lending = new Node();
+  readonly ordinary = new Node();
+  matched = 0;
+  #primary: TestFrame[] = [];
+  #secondary: TestFrame[] = [];
+  /** The SVM's head has been given to `ordinary` already. */
+  #isUsed = false;
+  readonly #ends = { primary: new Array<number>(FLOWS).fill(0), secondary: [0, 0, 0] };
+
+  open(): void {
+    for (let flow = 0; flow < FLOWS; flow++) {
+      const fields = { ...fieldsOf(flow), ack: CLIENT_ISN + 1, flags: TCP_SYN | TCP_ACK };
+      const syn = (seq: number) =>
+        tcpFrame({ ...fields, seq, options: { mss: 1_460, windowScale: 2 } });
+      this.#handOver(syn(ISN), syn(99));
+    }
+  }
+
+  step({ flow, guest, length, ack, window, kind, event, mayLend }: Cut): void {
+    const end = this.#ends[guest][flow]!;
+    const shift = kind === 'gap' ? 2 : kind === 'repeat' ? -Math.min(end, 70) : 0;
+    const at = end + shift;
+    const payload = Uint8Array.from({ length }, (_, i) => (at + i) * 7 + ((at + i) >> 8));
+    if (kind === 'different' && length > 0) payload[length - 1]! ^= 1;
+    const frame = tcpFrame({
+      ...fieldsOf(flow),
+      seq: (ISN + 1 + at) >>> 0,
+      ack: CLIENT_ISN + 1 + 100 * ack,
+      window,
+      flags: TCP_ACK | (kind === 'fin' ? TCP_FIN : kind === 'reset' ? TCP_RST : 0),
+      payload,
+      options: { timestamps: { tsval: 5, tsecr: 1 } },
+    });
+    this.#ends[guest][flow] = Math.max(end, at + length);
+    if (guest === 'primary') this.#primary.push(frame);
+    else this.#secondary.push(frame);
+    this.#run(mayLend);
+    if (event !== 'none') this.end();
+    for (const node of [this.lending, this.ordinary]) {
+      if (event === 'checkpoint') node.checkpoint();
+      node.nowUs += event === 'time' ? 250_000 : 10;
+      if (event === 'time') node.engine.onTick(node.nowUs);
+      node.engine.flush(node.nowUs);
+    }
+  }
+
+  /** What waits in the streams goes to the engines: as when a checkpoint begins, or it has waited long enough. */
+  end(): void {
+    for (const frame of this.#primary.splice(0)) this.#handOver(frame, undefined);
+    for (const frame of this.#secondary.splice(0)) this.#handOverSecondary(frame);
+  }
+
+  /** As `cli/lockstep.ts` does. */
+  #run(mayLend: boolean): void {
+    while (this.#secondary.length > 0) {
+      const [p, s] = [this.#primary[0], this.#secondary[0]!];
+      const before = this.lending.view().released;
+      const result = this.lending.heads(p, s, mayLend);
+      // Looked at in part already: it lets out what waits, although it stays.
+      const isUsed = this.lending.view().released > before;
+      if (!this.#isUsed && (isUsed || result === PAIR_TOOK_SECONDARY)) this.ordinary.secondary(s);
+      if (isUsed || result === PAIR_TOOK_SECONDARY) this.#isUsed = true;
+      if (result === PAIR_TAKEN || result === PAIR_TOOK_PRIMARY) this.ordinary.primary(p!);
+      if (result === PAIR_WAITS || (result === undefined && p === undefined)) return;
+      if (result === PAIR_TOOK_SECONDARY) this.matched++;
+      const isTaken = result === PAIR_TAKEN || result === undefined;
+      if (result === undefined) {
+        this.#handOverSecondary(s);
+        this.#handOver(p, undefined);
+      }
+      if (result === PAIR_SECONDARY_AHEAD) this.#handOver(p, undefined);
+      if (result === PAIR_PRIMARY_AHEAD) this.#handOverSecondary(s);
+      if (isTaken || result === PAIR_SECONDARY_AHEAD || result === PAIR_TOOK_PRIMARY) {
+        this.#primary.shift();
+      }
+      if (isTaken || result === PAIR_PRIMARY_AHEAD || result === PAIR_TOOK_SECONDARY) {
+        this.#secondary.shift();
+        this.#isUsed = false;
+      }
+    }
+  }
+
+  /** The SVM's head. */
+  #handOverSecondary(s: TestFrame): void {
+    this.lending.secondary(s);
+    if (!this.#isUsed) this.ordinary.secondary(s);
+    this.#isUsed = false;
+  }
+
+  #handOver(p: TestFrame | undefined, s: TestFrame | undefined): void {
+    for (const node of [this.lending, this.ordinary]) {
+      if (s !== undefined) node.secondary(s);
+      if (p !== undefined) node.primary(p);
+    }
+  }
+}
+
+describe('segments cut differently', () => {
+  it('taken where they lie come out as if they were handed over', () => {
+    let matched = 0;
+    fc.assert(
+      fc.property(fc.array(cut, { maxLength: 80, size: 'max' }), (cuts) => {
+        const twins = new Twins();
+        twins.open();
+        for (const each of cuts) twins.step(each);
+        twins.end();
+        const { lending, ordinary } = twins;
+        const { divergences } = ordinary.view();
+        expect(lending.view().divergences).toBe(divergences);
+        // Where the guests differ behind the end of the PVM's segment, only the one that looks at the SVM's piece by piece has let it go.
+        if (divergences === 0) expect(lending.view()).toEqual(ordinary.view());
+        for (const node of [lending, ordinary]) {
+          node.checkpoint();
+          // Flows are brought up to the checkpoint when they are touched.
+          for (let flow = 0; flow < FLOWS; flow++) node.secondary(frameOf(flow, 0, OLD_ACK));
+          node.engine.flush(node.nowUs);
+        }
+        expect(lending.view().sent).toEqual(ordinary.view().sent);
+        expect(lending.engine.flows(10)).toEqual(ordinary.engine.flows(10));
+        matched += twins.matched;
+      }),
+      { numRuns: 400 },
+    );
+    expect(matched).toBeGreaterThan(500);
   });
 });

@@ -29,15 +29,24 @@ const WORDS_MAX = 128;
 export const PAIR_NONE = 0;
 /** Both were taken; the PVM's is to be sent. */
 export const PAIR_TAKEN = 1;
-/** Nothing, and something of the PVM waits already for what the SVM's connection brings. */
+/** Nothing, and something of the PVM waits already for what the SVM's connection brings: the SVM's goes the ordinary way. */
 export const PAIR_PRIMARY_AHEAD = 2;
-/** Nothing, and something of the SVM waits already for what the PVM's connection brings. */
+/** Nothing, and something of the SVM waits already for what the PVM's connection brings: the PVM's goes the ordinary way. */
 export const PAIR_SECONDARY_AHEAD = 3;
+/** The PVM's was taken, and waits where it lies. */
+export const PAIR_TOOK_PRIMARY = 4;
+/** The SVM's was taken. */
+export const PAIR_TOOK_SECONDARY = 5;
+/** Nothing: the SVM's waits at the head of its stream for what the PVM has not sent. */
+export const PAIR_WAITS = 6;
 export type PairResult =
   | typeof PAIR_NONE
   | typeof PAIR_TAKEN
   | typeof PAIR_PRIMARY_AHEAD
-  | typeof PAIR_SECONDARY_AHEAD;
+  | typeof PAIR_SECONDARY_AHEAD
+  | typeof PAIR_TOOK_PRIMARY
+  | typeof PAIR_TOOK_SECONDARY
+  | typeof PAIR_WAITS;
 
 /**
  * Reads an untagged TCP segment over IPv4 (without options) or IPv6 (without extension headers) that has ACK, at most PSH and ECE besides, and
@@ -117,23 +126,41 @@ export function isSameFlow(a: FrameInfo, b: FrameInfo): boolean {
 /** Are two plain segments of one connection, and say the same? PSH, ECE and timestamps are each guest's own. */
 export function saysTheSame(a: FrameInfo, b: FrameInfo): boolean {
   const length = a.payloadBytes;
-  if (!isSameFlow(a, b)) return false;
+  // The sequence number first: it tells most segments apart.
   if (a.seq !== b.seq || a.ack !== b.ack || a.window !== b.window || length !== b.payloadBytes) {
     return false;
   }
-  if (length > WORDS_MAX) {
-    return bytesEqual(a.bytes, a.payloadOffset, b.bytes, b.payloadOffset, length);
-  }
+  if (!isSameFlow(a, b)) return false;
+  return isSameRange(a, a.payloadOffset, b, b.payloadOffset, length);
+}
+
+/** Are `length` bytes at both offsets the same? Both ranges lie within their memory. */
+export function isSameRange(
+  a: FrameBuffer,
+  aOffset: number,
+  b: FrameBuffer,
+  bOffset: number,
+  length: number,
+): boolean {
+  if (length > WORDS_MAX) return bytesEqual(a.bytes, aOffset, b.bytes, bOffset, length);
   const words = length >> 2;
-  if (!wordsEqual(a.view, a.payloadOffset, b.view, b.payloadOffset, words)) return false;
+  if (!wordsEqual(a.view, aOffset, b.view, bOffset, words)) return false;
   const done = words << 2;
-  return bytesEqual(
-    a.bytes,
-    a.payloadOffset + done,
-    b.bytes,
-    b.payloadOffset + done,
-    length - done,
-  );
+  return bytesEqual(a.bytes, aOffset + done, b.bytes, bOffset + done, length - done);
+}
+
+/**
+ * Nothing is held in the flow's queue or waits for the SVM, or will: the PVM's next segment, if plain, needs the same bytes of the SVM
+ * and nothing else.
+ */
+export function isSteady(flow: TcpFlow): boolean {
+  const { comparer } = flow;
+  if (flow.diverged || flow.held.length > 0 || flow.heldAck.exists) return false;
+  if (!comparer.started || !flow.primaryEndKnown || flow.pickupSeq !== undefined) return false;
+  if (comparer.primary.size > 0 || comparer.secondary.size > 0) return false;
+  if (comparer.primaryFin !== undefined || comparer.secondaryFin !== undefined) return false;
+  if (flow.handshake.isWaiting || flow.secondaryReset || flow.primaryReset) return false;
+  return flow.gate.secondaryKnown;
 }
 
 /**
@@ -143,14 +170,10 @@ export function saysTheSame(a: FrameInfo, b: FrameInfo): boolean {
 export function takePair(context: PrimaryContext, flow: TcpFlow, info: FrameInfo): boolean {
   const { comparer, gate } = flow;
   const { seq, ack, window, payloadBytes } = info;
-  if (flow.diverged || flow.held.length > 0 || flow.heldAck.exists) return false;
-  if (!comparer.started || seq !== comparer.compared) return false;
-  if (!flow.primaryEndKnown || seq !== flow.primaryEnd || flow.pickupSeq !== undefined)
+  if (seq !== flow.primaryEnd || seq !== comparer.compared || flow.lentFirst !== undefined) {
     return false;
-  if (comparer.primary.size > 0 || comparer.secondary.size > 0) return false;
-  if (comparer.primaryFin !== undefined || comparer.secondaryFin !== undefined) return false;
-  if (flow.handshake.isWaiting || flow.secondaryReset || flow.primaryReset) return false;
-  if (!gate.secondaryKnown || seqBefore(ack, gate.secondaryAck)) return false;
+  }
+  if (!isSteady(flow) || seqBefore(ack, gate.secondaryAck)) return false;
   gate.onPrimary(ack, window, false);
   gate.onSecondary(ack, window, false, undefined);
   if (gate.limit(ack, window, false).lowered) return false;

@@ -35,6 +35,7 @@ import type { PooledFrame } from './frame-pool.ts';
 import { HeldAck } from './primary-ack.ts';
 import { timeoutCause, waitingSinceUs, wantCheckpoint } from './primary-causes.ts';
 import type { PrimaryContext, PrimaryFlowBase } from './primary-context.ts';
+import { type LentSegment, settleLent } from './primary-lent.ts';
 import {
   describePiece,
   describeSegment,
@@ -76,6 +77,9 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   readonly gate = new AckGate();
   readonly comparer: StreamComparer<HeldSegment, SecondaryPiece>;
   held: HeldSegment[] = heldArrays.none;
+  /** What waits in the stream's memory instead, see primary-lent.ts: only while `isSteady`. */
+  lentFirst: LentSegment | undefined = undefined;
+  lentLast: LentSegment | undefined = undefined;
 
   /** The connection was open before it was seen: output before this position cannot be verified. */
   pickupSeq: Seq | undefined = undefined;
@@ -145,6 +149,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     info: FrameInfo,
     fragments: readonly PooledFrame[] | undefined,
   ): void {
+    this.#settle();
     if ((info.tcpFlags & TCP_SYN) !== 0) this.#onPrimarySyn(info);
     const isRepeat = this.primaryEndKnown && seqBefore(info.seq, this.primaryEnd);
     this.#noteNumbers(info);
@@ -158,9 +163,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
       this.#armIfWaiting();
       return;
     }
-    if (this.held === heldArrays.none) this.held = heldArrays.take();
-    this.held.push(segment);
-    this.heldFrames++;
+    this.#join(segment);
     if (segment.isRepeat) this.#repeatsHeld++;
     if (!this.diverged) this.#offerPrimary(segment, payload);
     this.#pump();
@@ -172,6 +175,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
 
   /** A segment of the SVM: seq already in the PVM's numbers, except that of a SYN. */
   onSecondary(info: FrameInfo): void {
+    this.#settle();
     const context = this.#context;
     const flags = info.tcpFlags;
     if (this.diverged) {
@@ -194,6 +198,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
 
   /** Releases everything held, as it is: covered by a commit, or the node is unprotected. */
   releaseAll(): void {
+    this.#settle();
     const held = this.held;
     this.held = heldArrays.none;
     this.heldFrames = 0;
@@ -284,6 +289,22 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   }
 
   // ------------------------------------------------------------------ details: PVM segments
+
+  /** From here on everything goes the ordinary way. */
+  #settle(): void {
+    if (this.lentFirst === undefined) return;
+    settleLent(this.#context, this, (segment) => {
+      this.#join(segment);
+      segment.queued = true;
+      this.comparer.primary.insert(segment);
+    });
+  }
+
+  #join(segment: HeldSegment): void {
+    if (this.held === heldArrays.none) this.held = heldArrays.take();
+    this.held.push(segment);
+    this.heldFrames++;
+  }
 
   #noteNumbers(info: FrameInfo): void {
     trackTcp(this.connection, info, true);

@@ -38,13 +38,15 @@ import { TcpOptions } from '../wire/tcp-options.ts';
 import { CheckpointRequests } from './checkpoint-requests.ts';
 import type { PrimaryConfig } from './config.ts';
 import { Counters } from './counters.ts';
-import { FramePool, type PooledFrame } from './frame-pool.ts';
+import { FramePool } from './frame-pool.ts';
 import { KeptFrames } from './kept-frames.ts';
 import { isLinkControl } from './link-control.ts';
 import { AddressReport } from './primary-addresses.ts';
 import type { PrimaryContext, PrimaryCounts, PrimaryFlow } from './primary-context.ts';
 import { PrimaryFlows } from './primary-flows.ts';
+import type { RecordSink, StreamRecord } from './primary-lent.ts';
 import { PAIR_NONE, type PairResult } from './primary-lockstep.ts';
+import { HeldMemory } from './primary-memory.ts';
 import { ProgressReport } from './primary-progress.ts';
 
 const OK: CommandResult = { ok: true };
@@ -54,6 +56,7 @@ export class PrimaryEngine implements Engine {
   readonly #config: PrimaryConfig;
   readonly #output: EngineOutput;
   readonly #pool: FramePool;
+  readonly #memory: HeldMemory;
   readonly #wheel: TimerWheel<PrimaryFlow>;
   readonly #dropped = new Counters();
   readonly #counters = new Counters();
@@ -89,7 +92,6 @@ export class PrimaryEngine implements Engine {
   #commitSent = false;
   #divergences = 0;
   #committed = 0;
-  #heldBytes = 0;
   /** A new batch has begun since the last flush. */
   #inBatch = false;
 
@@ -98,8 +100,11 @@ export class PrimaryEngine implements Engine {
     this.#output = output;
     this.#pool = new FramePool(output.keeper);
     this.#wheel = new TimerWheel(nowUs);
+    this.#memory = new HeldMemory(config, this.#pool, this.#dropped, (flow) =>
+      this.#wantForFlow(flow, 'limit', -1, '', ''),
+    );
     this.#keptClient = new KeptFrames(this.#pool, config.keptClientBytesMax);
-    // Twice the limit is the hard one, as in `#hold`; the guest is paused, so only a fault reaches it.
+    // Twice the limit is the hard one, as in `HeldMemory`; the guest is paused, so only a fault reaches it.
     this.#keptGuest = new KeptFrames(this.#pool, 2 * config.heldBytesMax);
     this.#requests = new CheckpointRequests(config);
     this.#context = this.#makeContext(nowUs);
@@ -159,10 +164,20 @@ export class PrimaryEngine implements Engine {
     this.#secondaryOutput(buffer, offset, length);
   }
 
-  /** One segment of each guest, both read by `readPlainSegment`. After PAIR_TAKEN the caller sends the PVM's as it is. */
-  onPair(primary: FrameInfo, secondary: FrameInfo, nowUs: Micros): PairResult {
+  /**
+   * The heads of both guests' streams, read by `readPlainSegment`: see PairResult for what the caller has to do. Undefined: that stream is
+   * empty; only one may be. `record`: the PVM's.
+   */
+  onHeads(
+    primary: FrameInfo | undefined,
+    secondary: FrameInfo | undefined,
+    record: StreamRecord,
+    sink: RecordSink,
+    nowUs: Micros,
+  ): PairResult {
     this.#begin(nowUs);
-    return this.#state === 'protected' ? this.#flows.onPair(primary, secondary) : PAIR_NONE;
+    if (this.#state !== 'protected') return PAIR_NONE;
+    return this.#flows.onHeads(primary, secondary, record, sink);
   }
 
   // ------------------------------------------------------------------ peer
@@ -319,7 +334,7 @@ export class PrimaryEngine implements Engine {
       reason: this.#reason,
       epoch: this.#epoch,
       flows: this.#flows.size,
-      held: { frames: this.#pool.usedFrames, bytes: this.#pool.usedBytes },
+      held: this.#memory.held,
       released,
       compared,
       dropped: this.#dropped.toRecord(),
@@ -349,6 +364,7 @@ export class PrimaryEngine implements Engine {
   }
 
   #makeContext(nowUs: Micros): PrimaryContext {
+    const memory = this.#memory;
     return {
       config: this.#config,
       pool: this.#pool,
@@ -364,8 +380,11 @@ export class PrimaryEngine implements Engine {
         this.#counts.released++;
         this.#output.sendToNet(buffer, offset, length);
       },
-      hold: (flow, buffer, offset, length) => this.#hold(flow, buffer, offset, length),
-      unhold: (flow, frame) => this.#unhold(flow, frame),
+      hold: (flow, buffer, offset, length) => memory.hold(flow, buffer, offset, length),
+      unhold: (flow, frame) => memory.unhold(flow, frame),
+      lend: (flow, slotBytes) => memory.lend(flow, slotBytes),
+      unlend: (flow, slotBytes) => memory.unlend(flow, slotBytes),
+      moveLent: (slotBytes) => memory.moveLent(slotBytes),
       want: (flow, cause, offset, primaryExcerpt, secondaryExcerpt) =>
         this.#wantForFlow(flow, cause, offset, primaryExcerpt, secondaryExcerpt),
       markDirty: (flow) => {
@@ -429,34 +448,6 @@ export class PrimaryEngine implements Engine {
       return;
     }
     this.#flows.onSecondaryFrame(buffer, info);
-  }
-
-  // ------------------------------------------------------------------ details: memory
-
-  #hold(
-    flow: PrimaryFlow,
-    buffer: FrameBuffer,
-    offset: number,
-    length: number,
-  ): PooledFrame | undefined {
-    const { heldBytesMax, flowHeldBytesMax } = this.#config;
-    if (this.#heldBytes > heldBytesMax || flow.heldBytes > flowHeldBytesMax) {
-      this.#wantForFlow(flow, 'limit', -1, '', '');
-      if (this.#heldBytes > 2 * heldBytesMax || flow.heldBytes > 2 * flowHeldBytesMax) {
-        this.#dropped.add('held-limit');
-        return undefined;
-      }
-    }
-    const frame = this.#pool.copy(buffer, offset, length);
-    flow.heldBytes += frame.slotBytes;
-    this.#heldBytes += frame.slotBytes;
-    return frame;
-  }
-
-  #unhold(flow: PrimaryFlow, frame: PooledFrame): void {
-    flow.heldBytes -= frame.slotBytes;
-    this.#heldBytes -= frame.slotBytes;
-    this.#pool.release(frame);
   }
 
   // ------------------------------------------------------------------ details: checkpoints

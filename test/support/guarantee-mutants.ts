@@ -25,6 +25,8 @@ const ACK = 'src/proxy/primary-ack.ts';
 const CAUSES = 'src/proxy/primary-causes.ts';
 const DATAGRAM = 'src/proxy/primary-datagram.ts';
 const GATE = 'src/compare/ack-gate.ts';
+const LENT = 'src/proxy/primary-lent.ts';
+const MEMORY = 'src/proxy/primary-memory.ts';
 const STREAM = 'src/compare/stream.ts';
 const SECONDARY = 'src/proxy/secondary.ts';
 const FLOWS = 'src/proxy/secondary-flows.ts';
@@ -43,6 +45,20 @@ function mutant(
 }
 
 const OUTPUT_COMMIT: readonly Mutant[] = [
+  mutant(
+    'G1',
+    LENT,
+    'what waits in its stream is not compared',
+    'if (!isSameRange(p.stream, pOffset, info, sOffset, seqDistance(at, upTo))) return LENT_NONE;',
+    '',
+  ),
+  mutant(
+    'G1',
+    LENT,
+    'what waits in its stream goes out before all of it was compared',
+    'if (!seqBeforeOrEqual(end, compared)) return;',
+    '',
+  ),
   mutant(
     'G1',
     TCP,
@@ -111,6 +127,13 @@ const OUTPUT_COMMIT: readonly Mutant[] = [
 ];
 
 const INPUT_COMMIT: readonly Mutant[] = [
+  mutant(
+    'G2',
+    LENT,
+    'what waits in its stream goes out whatever it acknowledges',
+    'if (!isFree) return LENT_NONE;',
+    '',
+  ),
   mutant(
     'G2',
     GATE,
@@ -374,34 +397,16 @@ const LIVENESS: readonly Mutant[] = [
 ];
 
 const BOUNDED: readonly Mutant[] = [
+  mutant('G7', MEMORY, 'no request at the limit', 'this.#onLimit(flow);', ''),
+  mutant('G7', MEMORY, 'no hard limit', 'if (this.#isOver(flow, 2)) {', 'if (this.#bytes < 0) {'),
   mutant(
     'G7',
-    PRIMARY,
-    'no request at the limit',
-    "this.#wantForFlow(flow, 'limit', -1, '', '');",
-    '',
-  ),
-  mutant(
-    'G7',
-    PRIMARY,
-    'no hard limit',
-    'if (this.#heldBytes > 2 * heldBytesMax || flow.heldBytes > 2 * flowHeldBytesMax) {',
-    'if (this.#heldBytes < 0) {',
-  ),
-  mutant(
-    'G7',
-    PRIMARY,
+    MEMORY,
     'output is dropped at the soft limit',
-    'if (this.#heldBytes > 2 * heldBytesMax || flow.heldBytes > 2 * flowHeldBytesMax) {',
-    'if (this.#heldBytes >= 0) {',
+    'if (this.#isOver(flow, 2)) {',
+    'if (this.#bytes >= 0) {',
   ),
-  mutant(
-    'G7',
-    PRIMARY,
-    'a limit for each flow only',
-    'if (this.#heldBytes > heldBytesMax || flow.heldBytes > flowHeldBytesMax) {',
-    'if (flow.heldBytes > flowHeldBytesMax) {',
-  ),
+  mutant('G7', MEMORY, 'a limit for each flow only', 'this.#bytes > times * heldBytesMax || ', ''),
   mutant(
     'G7',
     'src/proxy/kept-frames.ts',

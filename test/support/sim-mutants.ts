@@ -128,10 +128,9 @@ const OWN: readonly SimMutant[] = [
   {
     guarantee: 'G7',
     title: 'output at the limit is dropped without a word',
-    file: PRIMARY,
-    search:
-      "if (this.#heldBytes > 2 * heldBytesMax || flow.heldBytes > 2 * flowHeldBytesMax) {\n        this.#dropped.add('held-limit');",
-    replace: 'if (this.#heldBytes >= 0) {',
+    file: 'src/proxy/primary-memory.ts',
+    search: "if (this.#isOver(flow, 2)) {\n        this.#dropped.add('held-limit');",
+    replace: 'if (this.#bytes >= 0) {',
     seedsMax: 100,
   },
   {
