@@ -114,8 +114,8 @@ const payload2 = payload.slice();
 function compare(): void {
   const seq = comparer.compared;
   const end = seqAdd(seq, PAYLOAD_BYTES);
-  comparer.primary.insert({ seq, end, bytes: payload, offset: 0 });
-  comparer.secondary.insert({ seq, end, bytes: payload2, offset: 0 });
+  comparer.insertPrimary({ seq, end, bytes: payload, offset: 0 });
+  comparer.insertSecondary({ seq, end, bytes: payload2, offset: 0 });
   sink += comparer.advance();
 }
 

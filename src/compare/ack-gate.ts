@@ -40,28 +40,65 @@ interface Limited {
 /** One for all gates: a result is used before the next is asked for. */
 const limited: Limited = { ack: 0, window: 0, lowered: false };
 
+// `#bits`: what is known, and the window shift + 1.
+const SECONDARY_KNOWN = 1;
+const EMITTED_KNOWN = 2;
+const PRIMARY_KNOWN = 4;
+const KNOWN_BITS = 7;
+const SHIFT_SHIFT = 3;
+
 export class AckGate {
+  #bits = 0;
+
   /**
    * The guests' window shift (RFC 7323 §2): 0..14, or -1 while unknown (a connection that was open before it was
    * seen). Unknown shifts are dealt with by comparing the window fields as they are.
    */
-  windowShift = -1;
+  get windowShift(): number {
+    return (this.#bits >> SHIFT_SHIFT) - 1;
+  }
+
+  set windowShift(shift: number) {
+    this.#bits = (this.#bits & KNOWN_BITS) | ((shift + 1) << SHIFT_SHIFT);
+  }
+
   /** Has the SVM acknowledged anything yet? Until then nothing may go out. */
-  secondaryKnown = false;
+  get secondaryKnown(): boolean {
+    return (this.#bits & SECONDARY_KNOWN) !== 0;
+  }
+
+  set secondaryKnown(value: boolean) {
+    this.#setKnown(SECONDARY_KNOWN, value);
+  }
+
   #secondaryAck = 0;
   #secondaryEdge = 0;
   secondaryWindow = 0;
-  /** What the client was told last. */
-  emittedKnown = false;
   #emittedAck = 0;
   #emittedEdge = 0;
-  /** The newest that the PVM has said. */
-  primaryKnown = false;
   #primaryAck = 0;
   #primaryEdge = 0;
   primaryWindow = 0;
   /** The SVM's SACK scoreboard; undefined while it is empty. */
   #blocks: Blocks | undefined = undefined;
+
+  /** Was the client told anything, as noted here? */
+  get emittedKnown(): boolean {
+    return (this.#bits & EMITTED_KNOWN) !== 0;
+  }
+
+  set emittedKnown(value: boolean) {
+    this.#setKnown(EMITTED_KNOWN, value);
+  }
+
+  /** Has the PVM acknowledged anything? */
+  get primaryKnown(): boolean {
+    return (this.#bits & PRIMARY_KNOWN) !== 0;
+  }
+
+  set primaryKnown(value: boolean) {
+    this.#setKnown(PRIMARY_KNOWN, value);
+  }
 
   // Sequence numbers are kept as 32-bit signed integers, which V8 keeps in the object itself (see wire/seq.ts).
 
@@ -218,6 +255,10 @@ export class AckGate {
       if (seqBeforeOrEqual(lefts[i]!, from) && seqBeforeOrEqual(right, rights[i]!)) return true;
     }
     return false;
+  }
+
+  #setKnown(bit: number, value: boolean): void {
+    this.#bits = value ? this.#bits | bit : this.#bits & ~bit;
   }
 
   #scaled(window: number, isSyn: boolean): number {

@@ -82,8 +82,10 @@ function play(item: Case): void {
     frame.set(payload, 5);
     const seq = seqAdd(item.isn, start);
     const piece: Piece = { seq, end: seqAdd(seq, payload.length), bytes: frame, offset: 5 };
-    if (payload.length > 0 && seqBefore(comparer.compared, piece.end))
-      comparer[guest].insert(piece);
+    if (payload.length > 0 && seqBefore(comparer.compared, piece.end)) {
+      if (guest === 'primary') comparer.insertPrimary(piece);
+      else comparer.insertSecondary(piece);
+    }
     reference.insert(start, payload);
     if (fin && end === bytes.length) {
       reference.fin = bytes.length;

@@ -25,12 +25,12 @@ describe('StreamComparer', () => {
   it('compares across different segmentation', () => {
     const c = comparer();
     c.start(100);
-    c.primary.insert(piece(100, 'hello world'));
-    c.secondary.insert(piece(100, 'hel'));
+    c.insertPrimary(piece(100, 'hello world'));
+    c.insertSecondary(piece(100, 'hel'));
     expect(c.advance()).toBe(STREAM_EQUAL);
     expect(c.compared).toBe(103);
-    c.secondary.insert(piece(103, 'lo wor'));
-    c.secondary.insert(piece(109, 'ld'));
+    c.insertSecondary(piece(103, 'lo wor'));
+    c.insertSecondary(piece(109, 'ld'));
     expect(c.advance()).toBe(STREAM_EQUAL);
     expect(c.compared).toBe(111);
     expect(c.primary.size + c.secondary.size).toBe(0);
@@ -39,8 +39,8 @@ describe('StreamComparer', () => {
   it('stops at the first differing byte and shows both sides', () => {
     const c = comparer();
     c.start(0xffff_fffe);
-    c.primary.insert(piece(0xffff_fffe, 'abcdef'));
-    c.secondary.insert(piece(0xffff_fffe, 'abcXef'));
+    c.insertPrimary(piece(0xffff_fffe, 'abcdef'));
+    c.insertSecondary(piece(0xffff_fffe, 'abcXef'));
     expect(c.advance()).toBe(STREAM_DIFFERENT_BYTES);
     expect(c.compared).toBe(1);
     expect(c.excerpt('primary', 2)).toBe('6465');
@@ -50,11 +50,11 @@ describe('StreamComparer', () => {
   it('waits at a gap until it closes', () => {
     const c = comparer();
     c.start(0);
-    c.primary.insert(piece(0, 'abcdef'));
-    c.secondary.insert(piece(3, 'def'));
+    c.insertPrimary(piece(0, 'abcdef'));
+    c.insertSecondary(piece(3, 'def'));
     expect(c.advance()).toBe(STREAM_EQUAL);
     expect(c.compared).toBe(0);
-    c.secondary.insert(piece(0, 'abc'));
+    c.insertSecondary(piece(0, 'abc'));
     c.advance();
     expect(c.compared).toBe(6);
   });
@@ -62,12 +62,12 @@ describe('StreamComparer', () => {
   it('counts a FIN that both guests sent at the same place', () => {
     const c = comparer();
     c.start(0);
-    c.primary.insert(piece(0, 'ab'));
+    c.insertPrimary(piece(0, 'ab'));
     c.primaryFin = 2;
     c.secondaryFin = 2;
     expect(c.advance()).toBe(STREAM_EQUAL);
     expect(c.compared).toBe(0);
-    c.secondary.insert(piece(0, 'ab'));
+    c.insertSecondary(piece(0, 'ab'));
     c.advance();
     expect(c.compared).toBe(3);
   });
@@ -76,7 +76,7 @@ describe('StreamComparer', () => {
     const c = comparer();
     c.start(0);
     c.primaryFin = 0;
-    c.secondary.insert(piece(0, 'more'));
+    c.insertSecondary(piece(0, 'more'));
     expect(c.advance()).toBe(STREAM_DIFFERENT_FIN);
   });
 
@@ -102,7 +102,8 @@ describe('StreamComparer', () => {
             if (differs || bytes.length === 0) return;
             const p = piece(seqAdd(start, from), bytes);
             if (seqDistance(c.compared, p.end) > 0) {
-              (guest === 0 ? c.primary : c.secondary).insert(p);
+              if (guest === 0) c.insertPrimary(p);
+              else c.insertSecondary(p);
             }
             for (let i = from; i < from + bytes.length; i++) seen[guest].add(i);
             const verdict = c.advance();

@@ -11,6 +11,11 @@ const RELEASED_KNOWN = 2;
 const CLIENT_ACK_KNOWN = 4;
 const PRIMARY_RESET = 8;
 const SECONDARY_RESET = 16;
+const DIVERGED = 32;
+const REPORTED = 64;
+const DIRTY = 128;
+const PROGRESSED = 256;
+const IN_REPORT = 512;
 
 export class TcpFacts {
   #bits = 0;
@@ -88,6 +93,51 @@ export class TcpFacts {
 
   set secondaryReset(value: boolean) {
     this.#set(SECONDARY_RESET, value);
+  }
+
+  /** The guests differ here, see PrimaryFlowBase. */
+  get diverged(): boolean {
+    return (this.#bits & DIVERGED) !== 0;
+  }
+
+  set diverged(value: boolean) {
+    this.#set(DIVERGED, value);
+  }
+
+  /** See PrimaryFlowBase. */
+  get reported(): boolean {
+    return (this.#bits & REPORTED) !== 0;
+  }
+
+  set reported(value: boolean) {
+    this.#set(REPORTED, value);
+  }
+
+  /** See PrimaryFlowBase. */
+  get dirty(): boolean {
+    return (this.#bits & DIRTY) !== 0;
+  }
+
+  set dirty(value: boolean) {
+    this.#set(DIRTY, value);
+  }
+
+  /** See PrimaryFlowBase. */
+  get progressed(): boolean {
+    return (this.#bits & PROGRESSED) !== 0;
+  }
+
+  set progressed(value: boolean) {
+    this.#set(PROGRESSED, value);
+  }
+
+  /** See PrimaryFlowBase. */
+  get inReport(): boolean {
+    return (this.#bits & IN_REPORT) !== 0;
+  }
+
+  set inReport(value: boolean) {
+    this.#set(IN_REPORT, value);
   }
 
   #set(bit: number, value: boolean): void {

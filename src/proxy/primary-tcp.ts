@@ -66,13 +66,8 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   slot = -1;
   wheelSlot = -1;
   epoch = 0;
-  diverged = false;
-  reported = false;
   heldBytes = 0;
   heldFrames = 0;
-  dirty = false;
-  progressed = false;
-  inReport = false;
 
   readonly gate = new AckGate();
   readonly comparer: StreamComparer<HeldSegment, SecondaryPiece>;
@@ -296,7 +291,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     settleLent(this.#context, this, (segment) => {
       this.#join(segment);
       segment.queued = true;
-      this.comparer.primary.insert(segment);
+      this.comparer.insertPrimary(segment);
     });
   }
 
@@ -353,7 +348,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     }
     if (payload > 0 && (!comparer.started || seqBefore(comparer.compared, segment.end))) {
       segment.queued = true;
-      comparer.primary.insert(segment);
+      comparer.insertPrimary(segment);
     }
     if (isFin) comparer.primaryFin = segment.end;
     this.#advance();
@@ -402,7 +397,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
       piece = describePiece(info, context.nowUs);
       piece.queued = true;
       piece.flow = this;
-      comparer.secondary.insert(piece);
+      comparer.insertSecondary(piece);
     }
     if ((info.tcpFlags & TCP_FIN) !== 0) comparer.secondaryFin = end;
     this.#advance();
@@ -412,7 +407,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   #keepSecondary(piece: SecondaryPiece, info: FrameInfo): void {
     const frame = this.#context.hold(this, info, info.frameOffset, info.frameBytes);
     if (frame === undefined) {
-      this.comparer.secondary.remove(piece);
+      this.comparer.removeSecondary(piece);
       recyclePiece(piece);
       return;
     }
@@ -498,7 +493,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   #lose(segment: HeldSegment): void {
     this.held.pop();
     this.#leaveQueue(segment);
-    if (segment.queued) this.comparer.primary.remove(segment);
+    if (segment.queued) this.comparer.removePrimary(segment);
   }
 
   #leaveQueue(segment: HeldSegment): void {
@@ -576,7 +571,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   }
 
   #free(segment: HeldSegment): void {
-    if (segment.queued) this.comparer.primary.remove(segment);
+    if (segment.queued) this.comparer.removePrimary(segment);
     if (segment.frame !== undefined) this.#context.unhold(this, segment.frame);
     if (segment.fragments !== undefined) {
       for (const fragment of segment.fragments) this.#context.unhold(this, fragment);
