@@ -228,7 +228,9 @@ describe('NodeRunner frames', () => {
     const { guest, link } = await start('secondary');
     const bytes = new Uint8Array(VNET_HDR_BYTES + 60).fill(9, VNET_HDR_BYTES);
     const buffer = { bytes, view: new DataView(bytes.buffer) };
+    bytes.set([0x34, 0x12], 2); // the peer's hint of how long the headers are, or a mark of its port
     link.handlers?.onFrame(1, 0, buffer, VNET_HDR_BYTES, 60);
+    expect([...bytes.subarray(0, VNET_HDR_BYTES)]).toEqual(new Array(VNET_HDR_BYTES).fill(0));
     link.handlers?.onBatchEnd();
     bytes.fill(0xaa); // the lent memory is used again
     await until(() => guest.received.length === 1);

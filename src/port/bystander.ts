@@ -45,6 +45,9 @@ export class Bystander {
   readonly #poller: Poller;
   #onReadable: () => void = () => {};
   #isReadable = false;
+  /** Frames in the ring that are not handed over yet, and which of them shall be. */
+  #read = 0;
+  readonly #isArp = new Uint8Array(FRAMES_MAX);
 
   /**
    * @param socket receives what is no IP
@@ -83,12 +86,18 @@ export class Bystander {
 
   /** Hands copies to `handler`, lent until the next call; returns how many frames there were. Asks the kernel only when some wait. */
   receive(handler: FrameHandler): number {
-    if (!this.#isReadable) return 0;
-    const count = Math.max(this.#socket.receive(this.#vector), 0);
-    this.#isReadable = count > 0;
-    this.#poller.answered(count === 0);
-    for (let index = 0; index < count; index++) this.#onFrame(index, handler);
+    if (this.#isReadable && this.#read === 0) this.#take();
+    const count = this.#read;
+    this.#read = 0;
+    for (let index = 0; index < count; index++) this.#handOver(index, handler);
     return count;
+  }
+
+  /** Takes in what waits, for its addresses. It is handed over by the next `receive`, which is asked for. */
+  readAhead(): void {
+    if (this.#read > 0) return;
+    this.#take();
+    if (this.#read > 0) setImmediate(() => this.#onReadable());
   }
 
   close(): void {
@@ -96,7 +105,14 @@ export class Bystander {
     this.#socket.close();
   }
 
-  #onFrame(index: number, handler: FrameHandler): void {
+  #take(): void {
+    this.#read = Math.max(this.#socket.receive(this.#vector), 0);
+    this.#isReadable = this.#read > 0;
+    this.#poller.answered(this.#read === 0);
+    for (let index = 0; index < this.#read; index++) this.#lookAt(index);
+  }
+
+  #lookAt(index: number): void {
     const { view } = this.#ring;
     const offset = index * SLOT_BYTES + VNET_HDR_BYTES;
     const length = this.#vector.bytes(index) - VNET_HDR_BYTES;
@@ -105,9 +121,10 @@ export class Bystander {
     const isCut = (this.#vector.flags(index) & MSG_TRUNC) !== 0;
     const etherType =
       isTagged || length < ETHERNET_HEADER_BYTES ? 0 : view.getUint16(offset + ETHERNET_TYPE);
+    this.#isArp[index] = 0;
     if (etherType === ETHER_TYPE_IPV4) this.#learn(offset, length, 4, IPV4_SRC, 4);
     else if (etherType === ETHER_TYPE_IPV6) this.#learn(offset, length, 6, IPV6_SRC, 16);
-    else if (etherType === ETHER_TYPE_ARP && !isCut) this.#onArp(offset, length, handler);
+    else if (etherType === ETHER_TYPE_ARP && !isCut) this.#onArp(index, offset, length);
     else countDrop(this.#counters, 'not-queued');
   }
 
@@ -127,13 +144,20 @@ export class Bystander {
     this.#to.learn(view, ipVersion, dst, view, offset);
   }
 
-  #onArp(offset: number, length: number, handler: FrameHandler): void {
+  #onArp(index: number, offset: number, length: number): void {
     const { view } = this.#ring;
+    this.#isArp[index] = 1;
     const arp = offset + ETHERNET_HEADER_BYTES;
     if (isArp(view, arp, offset + length)) {
       this.#from.learn(view, 4, arp + ARP_SENDER_IP, view, arp + ARP_SENDER_MAC);
     }
-    setMark(view, offset, MARK_COPY);
+  }
+
+  #handOver(index: number, handler: FrameHandler): void {
+    if (this.#isArp[index] === 0) return;
+    const offset = index * SLOT_BYTES + VNET_HDR_BYTES;
+    const length = this.#vector.bytes(index) - VNET_HDR_BYTES;
+    setMark(this.#ring.view, offset, MARK_COPY);
     this.#counters.receivedFrames++;
     this.#counters.receivedBytes += length;
     handler(this.#ring, offset, length);

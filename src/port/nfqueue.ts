@@ -82,8 +82,8 @@ function makeDirection(
 
 /** The two ports that a tap in a bridge makes. */
 export class NfqueueTap {
-  readonly guest: Port;
-  readonly net: Port;
+  readonly guest: LanePort;
+  readonly net: LanePort;
   readonly #directions: readonly Direction[];
   readonly #tap: PacketSocket;
   readonly #bridge: PacketSocket;
@@ -122,19 +122,25 @@ export class NfqueueTap {
     const guests = new HardwareAddresses();
     const clients = new HardwareAddresses();
     const shared = this.#shared;
-    const egressParts = { shared, from: guests, to: clients, isIngress: false };
-    const ingressParts = { shared, from: clients, to: guests, isIngress: true };
+    const ofGuest = new Bystander(heard, guests, clients, guest);
+    const ofClients = new Bystander(overheard, clients, guests, net);
+    const learnMore = (): void => {
+      ofGuest.readAhead();
+      ofClients.readAhead();
+    };
+    const egressParts = { shared, from: guests, to: clients, isIngress: false, learnMore };
+    const ingressParts = { shared, from: clients, to: guests, isIngress: true, learnMore };
     const out = makeDirection(
       this.#bridge,
       { ...egressParts, received: guest, sent: net },
       egress,
-      new Bystander(heard, guests, clients, guest),
+      ofGuest,
     );
     const into = makeDirection(
       this.#tap,
       { ...ingressParts, received: net, sent: guest },
       ingress,
-      new Bystander(overheard, clients, guests, net),
+      ofClients,
     );
     this.#directions = [out, into];
     this.guest = new LanePort({
@@ -161,6 +167,7 @@ export class NfqueueTap {
     if (this.#closed) return;
     this.#closed = true;
     clearInterval(this.#timer);
+    for (const port of [this.guest, this.net]) port.poller.close();
     for (const { queue, bystander, sender, senderPoller, socket } of this.#directions) {
       sender.close();
       senderPoller.close();
@@ -194,7 +201,8 @@ class LanePort implements Port {
   readonly #from: Direction;
   readonly #to: Direction;
   readonly #tap: NfqueueTap;
-  readonly #poller: Poller;
+  /** Closed with the tap. */
+  readonly poller: Poller;
   #onReadable: () => void = () => {};
 
   constructor(parts: {
@@ -211,7 +219,7 @@ class LanePort implements Port {
     this.#from = parts.from;
     this.#to = parts.to;
     this.#tap = parts.tap;
-    this.#poller = new Poller(parts.from.queue.fd, {
+    this.poller = new Poller(parts.from.queue.fd, {
       onReadable: () => this.#onReadable(),
       onWritable: () => {},
       onFailed: () => {},
@@ -221,7 +229,7 @@ class LanePort implements Port {
   start(onReadable: () => void, onClosed: (error: Error) => void): void {
     this.#onReadable = onReadable;
     this.#tap.watch(onClosed);
-    this.#poller.watchReadable();
+    this.poller.watchReadable();
     this.#from.bystander.start(onReadable);
   }
 
@@ -229,7 +237,7 @@ class LanePort implements Port {
     if (this.#tap.isClosed) return 0;
     const { lane, bystander } = this.#from;
     const count = lane.receive(handler) + bystander.receive(handler);
-    this.#poller.answered(count === 0);
+    this.poller.answered(count === 0);
     return count;
   }
 
@@ -243,7 +251,6 @@ class LanePort implements Port {
   }
 
   close(): Promise<void> {
-    this.#poller.close();
     this.#tap.close();
     return Promise.resolve();
   }

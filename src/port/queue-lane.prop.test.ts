@@ -142,7 +142,7 @@ class World {
     const clients = new HardwareAddresses();
     const lane = (kernel: FakeKernel, isIngress: boolean): QueueLane =>
       new QueueLane({
-        ...{ shared, queue: kernel, sender: kernel.sender, isIngress },
+        ...{ shared, queue: kernel, sender: kernel.sender, isIngress, learnMore: () => undefined },
         ...(isIngress ? { from: clients, to: guests } : { from: guests, to: clients }),
         ...{ received: createPortCounters(), sent: createPortCounters() },
       });

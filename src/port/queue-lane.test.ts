@@ -61,7 +61,14 @@ class World {
     client.setUint16(4, 0x0200);
     to.learn(client, 4, 0, client, 4);
     this.lane = new QueueLane({
-      ...{ queue: this.queue, sender: this.sender, from, to, isIngress: false },
+      ...{
+        queue: this.queue,
+        sender: this.sender,
+        from,
+        to,
+        isIngress: false,
+        learnMore: () => undefined,
+      },
       ...{ received: this.received, sent: this.sent },
       shared: { ...this.#shared, failOpen },
     });

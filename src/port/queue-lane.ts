@@ -40,6 +40,8 @@ export interface LaneParts {
   readonly to: HardwareAddresses;
   /** Towards the guest: what it should hear is not lost for a destination that was not seen yet. */
   readonly isIngress: boolean;
+  /** Takes in what tells of addresses and was not looked at yet. */
+  readonly learnMore: () => void;
   /** Of the port that receives from here, and of the one that sends. */
   readonly received: PortCounters;
   readonly sent: PortCounters;
@@ -106,7 +108,7 @@ export class QueueLane {
 
   #onQueued(buffer: FrameBuffer, message: NfqueueMessage): void {
     const { book, frames, mtu } = this.#parts.shared;
-    const { received: counters, from, to, isIngress } = this.#parts;
+    const { received: counters, from, to, isIngress, learnMore } = this.#parts;
     const isGso = (message.info & NFQUEUE_GSO) !== 0;
     const mark = message.isCut ? 0 : book.take(this.#parts.queue.number, message.id, isGso);
     if (mark === 0) {
@@ -116,7 +118,7 @@ export class QueueLane {
     }
     this.#lent.push(mark);
     const length = message.payloadBytes + ETHERNET_HEADER_BYTES;
-    frames.make(buffer, message, mark, mtu, from, to, isIngress);
+    frames.make(buffer, message, mark, mtu, from, to, isIngress, learnMore);
     counters.receivedFrames++;
     counters.receivedBytes += length;
     this.#handler(buffer, message.payloadOffset - ETHERNET_HEADER_BYTES, length);

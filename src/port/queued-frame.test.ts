@@ -34,6 +34,7 @@ class World {
   readonly frames = new QueuedFrames();
   readonly guests = new HardwareAddresses();
   readonly clients = new HardwareAddresses();
+  learnMore = (): void => undefined;
   #mark = 0;
 
   make(
@@ -57,7 +58,7 @@ class World {
     const buffer = { bytes, view: new DataView(bytes.buffer) };
     const mark = ++this.#mark;
     const [from, to] = isIngress ? [this.clients, this.guests] : [this.guests, this.clients];
-    this.frames.make(buffer, message, mark, MTU, from, to, isIngress);
+    this.frames.make(buffer, message, mark, MTU, from, to, isIngress, () => this.learnMore());
     const offset = HEADROOM_BYTES - 14;
     const length = packet.length + 14;
     const found = new FrameInfo();
@@ -96,6 +97,24 @@ describe('QueuedFrames', () => {
     world.make(udpFrame(fromClient), { mac: CLIENT_MAC, isIngress: true });
     const { buffer, offset } = world.make(udpFrame(fromClient), { isIngress: true });
     expect(toHex(buffer.bytes.subarray(offset + 6, offset + 12))).toBe('020000000009');
+  });
+
+  it('looks at what may tell more when an address is not known, and only then', () => {
+    const world = new World();
+    let looks = 0;
+    world.learnMore = () => {
+      looks++;
+      const { buffer, offset } = udpFrame();
+      world.guests.learn(buffer.view, 4, offset + 14 + 12, buffer.view, offset + 6);
+    };
+    const { buffer, offset } = world.make(udpFrame(fromClient), {
+      mac: CLIENT_MAC,
+      isIngress: true,
+    });
+    expect(toHex(buffer.bytes.subarray(offset, offset + 6))).toBe('020000000002');
+    world.make(udpFrame(fromClient), { isIngress: true });
+    world.make(udpFrame());
+    expect(looks).toBe(1);
   });
 
   it.each([

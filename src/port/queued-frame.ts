@@ -67,6 +67,7 @@ export class QueuedFrames {
    * @param from where sources of this direction are noted
    * @param to where destinations are looked up
    * @param isForAll a frame whose destination is not known goes to everybody; otherwise it gets none
+   * @param learnMore called when an address is not known: what was not looked at yet may tell it
    * @param mtu of the interface: what a GSO frame is cut to, since its own segment size is not told
    */
   make(
@@ -77,6 +78,7 @@ export class QueuedFrames {
     from: HardwareAddresses,
     to: HardwareAddresses,
     isForAll: boolean,
+    learnMore: () => void,
   ): void {
     const { view, bytes } = buffer;
     const offset = message.payloadOffset - ETHERNET_HEADER_BYTES;
@@ -99,10 +101,12 @@ export class QueuedFrames {
     if (info.ipVersion !== 0) {
       const src = info.srcAddressOffset;
       // Not told where the packet is about to leave the bridge (POSTROUTING).
-      if (macOffset < 0) from.write(view, info.ipVersion, src, offset + ETHERNET_SRC);
-      else from.learn(view, info.ipVersion, src, view, offset + ETHERNET_SRC);
-      const isKnown = writeDestination(info, offset, to);
-      if (!isKnown && isForAll) writeBroadcast(view, offset);
+      if (macOffset >= 0) from.learn(view, info.ipVersion, src, view, offset + ETHERNET_SRC);
+      if (!writeAddresses(info, offset, from, to)) {
+        learnMore();
+        const isKnown = writeAddresses(info, offset, from, to);
+        if (!isKnown && isForAll && !hasDestination(view, offset)) writeBroadcast(view, offset);
+      }
     }
     if (result !== FRAME_OK || info.isFragment) return;
     if (info.protocol === IP_PROTOCOL_TCP) this.#saveHeader(mark, offset, info);
@@ -137,6 +141,18 @@ export class QueuedFrames {
   tcpOffset(mark: number): number {
     return this.#headerWords[mark] === 0 ? 0 : this.#l4Offsets[mark]!;
   }
+}
+
+/** False when one of the two is not known, and zeros. */
+function writeAddresses(
+  info: FrameInfo,
+  offset: number,
+  from: HardwareAddresses,
+  to: HardwareAddresses,
+): boolean {
+  const { view, ipVersion, srcAddressOffset: src } = info;
+  const hasSource = from.write(view, ipVersion, src, offset + ETHERNET_SRC);
+  return writeDestination(info, offset, to) && hasSource;
 }
 
 function writeBroadcast(view: DataView, offset: number): void {
