@@ -418,6 +418,27 @@ describe.each(FAMILIES)('G5 failover, IPv%d', (family) => {
     expect(isTransportChecksumRight(info)).toBe(true);
   });
 
+  // Guards retention.ts confirmReleased.
+  it('what was released last, and may have died on its way, is sent again', () => {
+    const pair = protectedPair();
+    const c = opened(pair, family);
+    pair.client(c.fromClient(0, 'request'));
+    expect(payloads(c.both(0, 'agreed', { acked: 7 }))).toContain('agreed');
+    pair.pass(10_000);
+    pair.killPrimary();
+    expect(payloads(pair.failover().filter(isTcp))).toContain('agreed');
+  });
+
+  // Guards the first lines of SecondaryEngine.onNetFrame.
+  it('what a client sends while nobody serves reaches the SVM at the failover', () => {
+    const { pair, c } = diesWithOutput(family);
+    pair.takeGuest('svm');
+    pair.client(c.fromClient(7, 'more', 6));
+    expect(pair.takeGuest('svm')).toEqual([]);
+    pair.failover();
+    expect(payloads(pair.takeGuest('svm'))).toEqual(['more']);
+  });
+
   // Guards secondary-flows.ts #translateGuest and #translateClient: seqDelta both ways, SACK blocks too.
   it('the connection goes on: one byte stream for the client, own numbers for the SVM', () => {
     const { pair, c } = diesWithOutput(family);

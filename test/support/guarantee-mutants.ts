@@ -31,6 +31,7 @@ const STREAM = 'src/compare/stream.ts';
 const SECONDARY = 'src/proxy/secondary.ts';
 const FLOWS = 'src/proxy/secondary-flows.ts';
 const FLOW = 'src/proxy/secondary-flow.ts';
+const RETENTION = 'src/proxy/retention.ts';
 const TAKEOVER = 'src/proxy/secondary-takeover.ts';
 const REQUESTS = 'src/proxy/checkpoint-requests.ts';
 
@@ -282,6 +283,20 @@ const FAILOVER: readonly Mutant[] = [
     'unconfirmed output waits for a retransmission timer',
     'this.#sendRetained(nowUs);\n    this.#probes',
     'this.#probes',
+  ),
+  mutant(
+    'G5',
+    RETENTION,
+    'what was released last is forgotten',
+    'owner.retainedFirst?.newerInFlow !== undefined &&',
+    'owner.retainedFirst !== undefined &&',
+  ),
+  mutant(
+    'G5',
+    SECONDARY,
+    'what clients send while nobody serves is forgotten',
+    'if (this.#ready) this.#overheard.hear(buffer, offset, length, nowUs);',
+    '',
   ),
   mutant(
     'G5',
