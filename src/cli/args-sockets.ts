@@ -74,7 +74,10 @@ On the secondary QEMU, in the place of filter-rewriter (behind f1 and f2 of QEMU
   -object filter-redirector,id=r2,netdev=hn0,queue=tx,indev=toguest
 
   colo-proxy rewrite --guest qemu:unix:/run/guest.sock --to-guest qemu:unix:/run/toguest.sock \\
-                     --net qemu:unix:/run/net.sock --to-net qemu:unix:/run/tonet.sock --vm qmp:unix:/run/svm.qmp`;
+                     --net qemu:unix:/run/net.sock --to-net qemu:unix:/run/tonet.sock --vm qmp:unix:/run/svm.qmp
+
+At a failover QEMU switches these redirectors off: after x-colo-lost-heartbeat, and before the guest's tap joins its bridge, say
+qom-set path=/objects/r1 property=status value=on on its monitor, and the same for r2, r3 and r4.`;
 
 export function rewriteCommand(run: RunCommand<RewriteFlags>): Command {
   const command = new Command('rewrite')
