@@ -23,9 +23,9 @@ export interface KeptLab {
   stop(): Promise<void>;
 }
 
-/** Rejects with what the lab said when it does not come up. */
-export async function startKeptLab(): Promise<KeptLab> {
-  const child = spawn(process.execPath, [SCRIPT, 'lab', '--keep'], {
+/** @param more further arguments of `lab`. Rejects with what the lab said when it does not come up. */
+export async function startKeptLab(...more: string[]): Promise<KeptLab> {
+  const child = spawn(process.execPath, [SCRIPT, 'lab', '--keep', ...more], {
     stdio: ['ignore', 'ignore', 'pipe'],
   });
   let text = '';
