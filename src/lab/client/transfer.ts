@@ -47,6 +47,8 @@ export interface TransferResult {
 /** Longest time without progress until the connection counts as dead. */
 const STALL_MS = 30_000;
 const UPLOAD_PIECE_BYTES = 256 * 1024;
+/** Pieces of a transfer whose speed is bounded: small enough that the bound makes no pauses of its own that matter. */
+const PIECES_PER_SECOND = 100;
 
 /** Rejects when the connection fails (reset, closed early, stalled). */
 export async function transfer(request: TransferRequest): Promise<TransferResult> {
@@ -164,11 +166,15 @@ async function upload(
 
 async function sendContent(
   socket: Socket,
-  { seed, bytes }: TransferRequest,
+  { seed, bytes, bytesPerSecondMax }: TransferRequest,
   progress: Progress,
 ): Promise<void> {
+  const pieceBytes =
+    bytesPerSecondMax === 0
+      ? UPLOAD_PIECE_BYTES
+      : Math.min(UPLOAD_PIECE_BYTES, Math.ceil(bytesPerSecondMax / PIECES_PER_SECOND));
   for (let at = 0; at < bytes; ) {
-    const piece = contentAt(seed, at, Math.min(UPLOAD_PIECE_BYTES, bytes - at));
+    const piece = contentAt(seed, at, Math.min(pieceBytes, bytes - at));
     // The callback comes when the kernel has taken the piece: with full buffers, when the guest has acknowledged as much.
     await new Promise<void>((resolve) => socket.write(piece, () => resolve()));
     at += piece.length;
