@@ -45,6 +45,7 @@ async function run(fails: string) {
   const report = await runScenarios<LabBench>({
     scenarios: [scenario],
     guest: 'qemu',
+    attach: 'packet',
     directory: '/nowhere',
     build: () => {
       if (fails === 'build') throw new Error('no rights');
