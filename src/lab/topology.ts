@@ -159,6 +159,9 @@ function buildNode(node: Namespace, wiring: 'proxied' | 'plain' | 'unplugged'): 
     'link set cp0-br master br0',
     'link set cp0-br up',
     'link set cp0 up',
+    // A broadcast of the guest comes by here too. A bridge that learned its place from that would keep from the secondary what clients
+    // send to it while nobody serves.
+    'link set eth0 type bridge_slave learning off',
   ];
   node.ip([
     `link add br0 ${BRIDGE}`,
