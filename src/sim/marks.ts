@@ -86,6 +86,7 @@ const FAULTS = [
   'peer link stalls to-secondary',
   'peer link made again',
   'peer link: queue full',
+  'primary takes frames in pairs',
   'primary hangs',
   'secondary hangs',
   'clock of the primary jumps',

@@ -13,15 +13,19 @@ import type { Prng } from '../base/prng.ts';
 import { type Micros, NEVER } from '../base/time.ts';
 import type { CommandResult, Engine, EngineOutput } from '../env/engine.ts';
 import type { FrameBuffer } from '../env/frame.ts';
-import type {
-  CheckpointRequest,
-  LinkFrameKind,
-  LinkMessage,
-  NodeState,
-  ProxyEvent,
-  Role,
+import {
+  type CheckpointRequest,
+  LINK_FRAME_SECONDARY,
+  type LinkFrameKind,
+  type LinkMessage,
+  type NodeState,
+  type ProxyEvent,
+  type Role,
 } from '../env/messages.ts';
 import { BATCH_FRAMES_MAX, VNET_HDR_BYTES } from '../limits.ts';
+import type { PrimaryEngine } from '../proxy/primary.ts';
+import { PAIR_NONE, PAIR_TAKEN, readPlainSegment } from '../proxy/primary-lockstep.ts';
+import { FrameInfo } from '../wire/frame.ts';
 import type { EventQueue, ScheduledEvent } from './event-queue.ts';
 import type { SimFrame } from './net/packet.ts';
 
@@ -46,6 +50,8 @@ export interface NodeHooks {
   toGuest(node: ProxyNode, frame: SimFrame): void;
   /** Just before the engine sees a frame of its guest. */
   onGuestInput(node: ProxyNode, frame: SimFrame): void;
+  /** Two frames were taken side by side. */
+  onPair(): void;
   onRequest(node: ProxyNode, request: CheckpointRequest): void;
   onEvent(node: ProxyNode, event: ProxyEvent): void;
   /** After each batch, tick and command. */
@@ -94,6 +100,15 @@ export class ProxyNode {
   link: NodeLink | undefined;
   isAlive = true;
   readonly #waiting: Record<PortName, SimFrame[]> = { net: [], guest: [] };
+  /**
+   * Above 0: a primary that takes the frames of both guests side by side, as `colo-proxy compare` does; of one guest alone they wait
+   * so long for those of the other.
+   */
+  pairWaitUs: Micros = 0;
+  readonly #ofPeer: { readonly frame: SimFrame; readonly epoch: number }[] = [];
+  #aloneSinceUs: Micros = NEVER;
+  readonly #primaryInfo = new FrameInfo();
+  readonly #secondaryInfo = new FrameInfo();
   #outgoing: Outgoing[] = [];
   #offsetUs: Micros;
   #hungUntilUs: Micros = 0;
@@ -162,6 +177,7 @@ export class ProxyNode {
     this.isAlive = false;
     this.#waiting.net.length = 0;
     this.#waiting.guest.length = 0;
+    this.#ofPeer.length = 0;
     this.#cancel();
   }
 
@@ -179,28 +195,120 @@ export class ProxyNode {
     if (!this.isAlive) return;
     const waiting = this.#waiting[port];
     if (waiting.length < PORT_FRAMES_MAX) waiting.push(frame);
+    this.#pollAgain();
+  }
+
+  /** Something has come: a poll that only waits for it comes earlier. */
+  #pollAgain(): void {
+    if (this.#aloneSinceUs !== NEVER && this.#poll !== undefined) {
+      this.#poll.cancelled = true;
+      this.#poll = undefined;
+    }
     this.#schedulePoll();
+  }
+
+  /** Until what is there alone has waited long enough; 0 when there is something else to do. */
+  #waitForMateUs(): Micros {
+    const { net, guest } = this.#waiting;
+    if (this.#aloneSinceUs === NEVER || net.length > 0) return 0;
+    if (guest.length > 0 && this.#ofPeer.length > 0) return 0;
+    return Math.max(0, this.#aloneSinceUs + this.pairWaitUs - this.#queue.nowUs);
   }
 
   #schedulePoll(): void {
     if (this.#poll !== undefined || this.isHung) return;
-    if (this.#waiting.net.length + this.#waiting.guest.length === 0) return;
+    const { net, guest } = this.#waiting;
+    if (net.length + guest.length + this.#ofPeer.length === 0) return;
     this.#poll = this.#queue.after(
-      this.#prng.nextBelow(POLL_DELAY_US_MAX),
+      Math.max(this.#prng.nextBelow(POLL_DELAY_US_MAX), this.#waitForMateUs()),
       `${this.name}-poll`,
       () => {
         this.#poll = undefined;
         if (!this.isAlive || this.isHung) return;
         const order: PortName[] = this.#prng.chance(0.5) ? ['net', 'guest'] : ['guest', 'net'];
-        for (const port of order) this.#batch(port);
+        for (const port of order) {
+          if (port === 'guest' && this.pairWaitUs > 0) this.#pairs();
+          else this.#batch(port);
+        }
         this.#schedulePoll();
       },
     );
   }
 
+  /** A frame of the other guest, where both are taken side by side. */
+  receiveOfPeer(frame: SimFrame, epoch: number): void {
+    this.#ofPeer.push({ frame, epoch });
+    this.#pollAgain();
+  }
+
+  /** What the link carried before something else on it. */
+  drainPeer(): void {
+    if (this.#ofPeer.length > 0) this.#handOver(0, this.#ofPeer.length);
+  }
+
+  /** As long as both guests have frames, one of each; then those that have waited long enough. */
+  #pairs(): void {
+    const { guest } = this.#waiting;
+    while (guest.length > 0 && this.#ofPeer.length > 0) this.#pair(guest[0]!, this.#ofPeer[0]!);
+    if (guest.length + this.#ofPeer.length === 0) {
+      this.#aloneSinceUs = NEVER;
+      return;
+    }
+    const { nowUs } = this.#queue;
+    if (this.#aloneSinceUs === NEVER) this.#aloneSinceUs = nowUs;
+    if (nowUs - this.#aloneSinceUs < this.pairWaitUs) return;
+    this.#aloneSinceUs = NEVER;
+    this.#handOver(guest.length, this.#ofPeer.length);
+  }
+
+  #pair(frame: SimFrame, mate: { readonly frame: SimFrame; readonly epoch: number }): void {
+    const { engine, nowUs } = this;
+    const buffer = scratchBuffer();
+    buffer.bytes.set(frame, 0);
+    buffer.bytes.set(mate.frame, frame.length);
+    const offset = VNET_HDR_BYTES;
+    const length = frame.length - VNET_HDR_BYTES;
+    const mateOffset = frame.length + VNET_HDR_BYTES;
+    const mateBytes = mate.frame.length - VNET_HDR_BYTES;
+    const isPlain =
+      mate.epoch === engine.epoch &&
+      readPlainSegment(buffer, offset, length, this.#primaryInfo) &&
+      readPlainSegment(buffer, mateOffset, mateBytes, this.#secondaryInfo);
+    let result: number = PAIR_NONE;
+    if (isPlain) {
+      // The checkers must have seen it before it leaves. Those that are no pair are shown when they are handed over.
+      result = (engine as PrimaryEngine).onPair(this.#primaryInfo, this.#secondaryInfo, nowUs);
+    }
+    if (result !== PAIR_TAKEN) {
+      this.#handOver(1, 1);
+      return;
+    }
+    this.#hooks.onGuestInput(this, frame);
+    this.#hooks.onPair();
+    this.#hand('net', buffer, offset, length);
+    this.#waiting.guest.shift();
+    this.#ofPeer.shift();
+    this.settle();
+    buffer.bytes.fill(POISON, 0, frame.length + mate.frame.length);
+  }
+
+  /** So many frames of each guest go the ordinary way: those of the SVM first, so that nothing waits for them. */
+  #handOver(guestCount: number, peerCount: number): void {
+    const buffer = scratchBuffer();
+    for (const { frame, epoch } of this.#ofPeer.splice(0, peerCount)) {
+      buffer.bytes.set(frame, 0);
+      const length = frame.length - VNET_HDR_BYTES;
+      const { engine, nowUs } = this;
+      engine.onPeerFrame(LINK_FRAME_SECONDARY, epoch, buffer, VNET_HDR_BYTES, length, nowUs);
+      this.settle();
+      buffer.bytes.fill(POISON, 0, frame.length);
+    }
+    for (let i = 0; i < guestCount; i++) this.#batch('guest', 1);
+  }
+
   /** Hands what waits at a port to the engine, as one batch. */
-  #batch(port: PortName): void {
-    const frames = this.#waiting[port].splice(0, BATCH_FRAMES_MAX);
+  #batch(port: PortName, countMax = BATCH_FRAMES_MAX): void {
+    const frames = this.#waiting[port].splice(0, countMax);
     if (frames.length === 0) return;
     const buffer = scratchBuffer();
     let at = 0;

@@ -90,6 +90,8 @@ export interface RunOptions {
   };
   readonly config: PrimaryConfig;
   readonly retainedBytesMax: number;
+  /** The primary takes both guests' frames side by side, and waits so long for the mate of one; 0: it does not. */
+  readonly pairWaitUs: Micros;
   readonly clientTcp: TcpOptions;
   readonly guestTcp: TcpOptions;
   readonly guestPartialChecksums: boolean;
@@ -261,6 +263,7 @@ export function drawOptions(prng: Prng): RunOptions {
     },
     config: drawConfig(prng),
     retainedBytesMax: prng.chance(0.2) ? prng.nextBetween(5_000, 100_000) : 1 << 26,
+    pairWaitUs: prng.chance(0.2) ? prng.pick([1_000, 10_000]) : 0,
     clientTcp: { ...drawTcp(prng, isTight), gsoSegments: 1 },
     guestTcp,
     guestPartialChecksums: prng.chance(0.5),

@@ -6,7 +6,7 @@
  */
 import type { Prng } from '../base/prng.ts';
 import { type Micros, NEVER } from '../base/time.ts';
-import type { Role } from '../env/messages.ts';
+import { LINK_FRAME_SECONDARY, type Role } from '../env/messages.ts';
 import { VNET_HDR_BYTES } from '../limits.ts';
 import { LinkCounters } from '../link/counters.ts';
 import { SendBufferPool } from '../link/send-queue.ts';
@@ -204,10 +204,14 @@ export class PeerLink {
         onFrame: (kind, epoch, buffer, offset, length) => {
           if (node.engine !== engine) return;
           this.#follow(node, kind, buffer.bytes.subarray(offset - VNET_HDR_BYTES, offset + length));
-          engine.onPeerFrame(kind, epoch, buffer, offset, length, node.nowUs);
+          if (node.pairWaitUs > 0 && kind === LINK_FRAME_SECONDARY) {
+            const frame = buffer.bytes.slice(offset - VNET_HDR_BYTES, offset + length);
+            node.receiveOfPeer(frame, epoch);
+          } else engine.onPeerFrame(kind, epoch, buffer, offset, length, node.nowUs);
         },
         onMessage: (message) => {
           if (node.engine !== engine) return;
+          node.drainPeer();
           node.beforeMessage(message);
           engine.onPeerMessage(message, node.nowUs);
         },
@@ -224,6 +228,7 @@ export class PeerLink {
     const isCurrent =
       node.isAlive && this.#ends[node.role].some((item) => item.session === session);
     if (end.wasUp && isCurrent) {
+      node.drainPeer();
       node.engine.onPeerDown(end.text, node.nowUs);
       node.settle();
     }

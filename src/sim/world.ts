@@ -146,6 +146,7 @@ export class World implements Witness {
       hooks,
       (output, nowUs) => new PrimaryEngine(config, output, nowUs),
     );
+    this.primary.pairWaitUs = this.options.pairWaitUs;
     this.secondary = new ProxyNode(
       'secondary',
       'secondary',
@@ -437,6 +438,7 @@ export class World implements Witness {
         this.#follow(`guest > ${node.name}`, frame);
         for (const checker of this.#checkers) checker.onGuestInput?.(node, frame);
       },
+      onPair: () => this.marks.hit('primary takes frames in pairs'),
       onRequest: (node, request) => this.#onRequest(node, request),
       onEvent: (node, event) => {
         this.line(`${node.name}: ${event.kind}: ${event.text}`);

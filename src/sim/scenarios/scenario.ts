@@ -75,6 +75,7 @@ export function calmOptions(): RunOptions {
     },
     config: PRIMARY_DEFAULTS,
     retainedBytesMax: 1 << 26,
+    pairWaitUs: 0,
     clientTcp: CALM_TCP,
     guestTcp: CALM_TCP,
     guestPartialChecksums: false,
