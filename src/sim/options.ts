@@ -145,7 +145,7 @@ function drawTcp(prng: Prng, isTight: boolean): TcpOptions {
     receiveBytesMax: isTight ? 2_000 : prng.pick([2_000, 8_000, 30_000, 65_000, 200_000]),
     delayedAck: prng.chance(0.7),
     gsoSegments: prng.pick([1, 1, 4, 20]),
-    probeWithByte: prng.chance(0.3),
+    probeWithByte: prng.chance(0.5),
     keepaliveUs: prng.chance(0.3) ? prng.nextBetween(100, 2_000) * US_PER_MS : NEVER,
   };
 }
@@ -161,7 +161,7 @@ function drawFaults(prng: Prng, isTight: boolean): FaultIntervals {
     peerStall: rare(0.25, 600),
     primaryHang: rare(0.2, 800),
     secondaryHang: rare(0.2, 800),
-    secondaryDeath: rare(0.25, 500),
+    secondaryDeath: rare(0.3, 400),
     pvmStuck: rare(0.2, 600),
     svmStuck: isTight ? rare(0.7, 150) : rare(0.25, 500),
     svmHang: rare(0.2, 600),
@@ -269,7 +269,7 @@ export function drawOptions(prng: Prng): RunOptions {
     guestPartialChecksums: prng.chance(0.5),
     mtu: 1_500,
     thinkUsMax: prng.pick([1, 20, 150, 600]) * US_PER_MS,
-    divergence: prng.chance(0.2) ? prng.nextFloat() * 0.2 : 0,
+    divergence: prng.chance(0.25) ? prng.nextFloat() * 0.2 : 0,
     randomPort: prng.chance(0.2) ? 0.5 : 0,
     vm: drawVm(prng),
     workload: drawWorkload(prng, isTight),

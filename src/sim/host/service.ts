@@ -196,7 +196,7 @@ export class GuestService implements Application {
       host.marks.hit('answer with the clock');
     }
     if (this.mood.divergence > 0 && count > 0 && host.entropy.chance(this.mood.divergence)) {
-      if (host.entropy.chance(0.3)) end |= FLAG_CLOSE;
+      if (host.entropy.chance(0.5)) end |= FLAG_CLOSE;
       else prefix[host.entropy.nextBelow(prefix.length)]! ^= 0x40;
       host.marks.hit('answer wrong by itself');
     }
