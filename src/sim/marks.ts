@@ -87,6 +87,7 @@ const FAULTS = [
   'peer link made again',
   'peer link: queue full',
   'primary takes frames in pairs',
+  'primary compares where frames lie',
   'primary hangs',
   'secondary hangs',
   'clock of the primary jumps',

@@ -24,7 +24,16 @@ import {
 } from '../env/messages.ts';
 import { BATCH_FRAMES_MAX, VNET_HDR_BYTES } from '../limits.ts';
 import type { PrimaryEngine } from '../proxy/primary.ts';
-import { PAIR_NONE, PAIR_TAKEN, readPlainSegment } from '../proxy/primary-lockstep.ts';
+import {
+  PAIR_NONE,
+  PAIR_PRIMARY_AHEAD,
+  PAIR_SECONDARY_AHEAD,
+  PAIR_TAKEN,
+  PAIR_TOOK_PRIMARY,
+  PAIR_TOOK_SECONDARY,
+  type PairResult,
+  readPlainSegment,
+} from '../proxy/primary-lockstep.ts';
 import { FrameInfo } from '../wire/frame.ts';
 import type { EventQueue, ScheduledEvent } from './event-queue.ts';
 import type { SimFrame } from './net/packet.ts';
@@ -50,8 +59,8 @@ export interface NodeHooks {
   toGuest(node: ProxyNode, frame: SimFrame): void;
   /** Just before the engine sees a frame of its guest. */
   onGuestInput(node: ProxyNode, frame: SimFrame): void;
-  /** Two frames were taken side by side. */
-  onPair(): void;
+  /** Frames of both guests were taken side by side. */
+  onPair(how: 'primary takes frames in pairs' | 'primary compares where frames lie'): void;
   onRequest(node: ProxyNode, request: CheckpointRequest): void;
   onEvent(node: ProxyNode, event: ProxyEvent): void;
   /** After each batch, tick and command. */
@@ -61,6 +70,12 @@ export interface NodeHooks {
 }
 
 type PortName = 'net' | 'guest';
+
+/** A frame of the other guest, and the epoch on it. */
+interface OfPeer {
+  readonly frame: SimFrame;
+  readonly epoch: number;
+}
 
 interface Outgoing {
   readonly to: PortName;
@@ -105,7 +120,9 @@ export class ProxyNode {
    * so long for those of the other.
    */
   pairWaitUs: Micros = 0;
-  readonly #ofPeer: { readonly frame: SimFrame; readonly epoch: number }[] = [];
+  readonly #ofPeer: OfPeer[] = [];
+  /** The frame at the head of the guest's, when the checkers have seen it already. */
+  #noted: SimFrame | undefined = undefined;
   #aloneSinceUs: Micros = NEVER;
   readonly #primaryInfo = new FrameInfo();
   readonly #secondaryInfo = new FrameInfo();
@@ -261,35 +278,72 @@ export class ProxyNode {
     this.#handOver(guest.length, this.#ofPeer.length);
   }
 
-  #pair(frame: SimFrame, mate: { readonly frame: SimFrame; readonly epoch: number }): void {
-    const { engine, nowUs } = this;
-    const buffer = scratchBuffer();
-    buffer.bytes.set(frame, 0);
-    buffer.bytes.set(mate.frame, frame.length);
-    const offset = VNET_HDR_BYTES;
-    const length = frame.length - VNET_HDR_BYTES;
-    const mateOffset = frame.length + VNET_HDR_BYTES;
-    const mateBytes = mate.frame.length - VNET_HDR_BYTES;
-    const isPlain =
-      mate.epoch === engine.epoch &&
-      readPlainSegment(buffer, offset, length, this.#primaryInfo) &&
-      readPlainSegment(buffer, mateOffset, mateBytes, this.#secondaryInfo);
-    let result: number = PAIR_NONE;
-    if (isPlain) {
-      // The checkers must have seen it before it leaves. Those that are no pair are shown when they are handed over.
-      result = (engine as PrimaryEngine).onPair(this.#primaryInfo, this.#secondaryInfo, nowUs);
+  #pair(frame: SimFrame, { frame: mate, epoch }: OfPeer): void {
+    switch (this.#heads(frame, epoch === this.engine.epoch ? mate : undefined)) {
+      case PAIR_TAKEN:
+        this.#hooks.onPair('primary takes frames in pairs');
+        this.#takeHead();
+        this.#ofPeer.shift();
+        break;
+      case PAIR_TOOK_PRIMARY:
+        this.#takeHead();
+        break;
+      case PAIR_TOOK_SECONDARY:
+        this.#hooks.onPair('primary compares where frames lie');
+        this.#ofPeer.shift();
+        break;
+      case PAIR_PRIMARY_AHEAD:
+        this.#handOver(0, 1);
+        break;
+      case PAIR_SECONDARY_AHEAD:
+        this.#handOver(1, 0);
+        break;
+      default:
+        this.#handOver(1, 1);
     }
-    if (result !== PAIR_TAKEN) {
-      this.#handOver(1, 1);
-      return;
-    }
-    this.#hooks.onGuestInput(this, frame);
-    this.#hooks.onPair();
-    this.#hand('net', buffer, offset, length);
+  }
+
+  #takeHead(): void {
     this.#waiting.guest.shift();
-    this.#ofPeer.shift();
+    // A duplicate of it is the same object.
+    this.#noted = undefined;
+  }
+
+  /** Shows the heads of both guests' output to the engine; sends what it lets out. */
+  #heads(frame: SimFrame, mate: SimFrame | undefined): PairResult {
+    if (mate === undefined) return PAIR_NONE;
+    const { engine, nowUs } = this;
+    // The PVM's may wait where it lies: memory of its own. The SVM's is lent for the call.
+    const bytes = frame.slice();
+    const stream = { bytes, view: new DataView(bytes.buffer), lent: 0 };
+    const buffer = scratchBuffer();
+    buffer.bytes.set(mate, 0);
+    const [p, s] = [this.#primaryInfo, this.#secondaryInfo];
+    const length = frame.length - VNET_HDR_BYTES;
+    if (!readPlainSegment(stream, VNET_HDR_BYTES, length, p)) return PAIR_NONE;
+    if (!readPlainSegment(buffer, VNET_HDR_BYTES, mate.length - VNET_HDR_BYTES, s))
+      return PAIR_NONE;
+    const record = {
+      stream,
+      mayLend: true,
+      recordOffset: 0,
+      recordBytes: frame.length,
+      headerOffset: 0,
+    };
+    this.#note(frame);
+    const send = (from: FrameBuffer, offset: number, count: number): void =>
+      this.#hand('net', from, offset + VNET_HDR_BYTES, count - VNET_HDR_BYTES);
+    const result = (engine as PrimaryEngine).onHeads(p, s, record, send, nowUs);
+    if (result === PAIR_TAKEN) send(stream, 0, frame.length);
     this.settle();
-    buffer.bytes.fill(POISON, 0, frame.length + mate.frame.length);
+    buffer.bytes.fill(POISON, 0, mate.length);
+    return result;
+  }
+
+  /** The checkers see a frame of the guest once, before it can leave. */
+  #note(frame: SimFrame): void {
+    if (frame !== this.#noted) this.#hooks.onGuestInput(this, frame);
+    this.#noted = frame;
   }
 
   /** So many frames of each guest go the ordinary way: those of the SVM first, so that nothing waits for them. */
@@ -319,7 +373,8 @@ export class ProxyNode {
       if (port === 'net') {
         this.engine.onNetFrame(buffer, offset, length, this.nowUs);
       } else {
-        this.#hooks.onGuestInput(this, frame);
+        this.#note(frame);
+        this.#noted = undefined;
         this.engine.onGuestFrame(buffer, offset, length, this.nowUs);
       }
       at += frame.length;

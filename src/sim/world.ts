@@ -438,7 +438,7 @@ export class World implements Witness {
         this.#follow(`guest > ${node.name}`, frame);
         for (const checker of this.#checkers) checker.onGuestInput?.(node, frame);
       },
-      onPair: () => this.marks.hit('primary takes frames in pairs'),
+      onPair: (how) => this.marks.hit(how),
       onRequest: (node, request) => this.#onRequest(node, request),
       onEvent: (node, event) => {
         this.line(`${node.name}: ${event.kind}: ${event.text}`);
