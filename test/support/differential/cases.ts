@@ -346,7 +346,7 @@ const CONTROL: readonly Case[] = [
   },
   {
     name: 'SYN-ACK of the PVM alone',
-    why: 'Both: who knows whether the SVM has the connection.',
+    why: 'Both: nothing shows yet that the SVM has the connection.',
     make: ({ ipv4 }) => ({ steps: [primary(new Flow(ipv4).opening.primary)] }),
   },
 ];
