@@ -23,6 +23,8 @@ import { VmManager } from './vm-manager.ts';
 
 const SYNC_MS_MAX = 15_000;
 const FAILOVER_MS_MAX = 5_000;
+/** In the bench's directory. */
+const REQUEST_PIPE = 'requests';
 
 export interface BenchOptions {
   readonly directory: string;
@@ -109,23 +111,27 @@ export class Bench implements LabBench {
     this.pvm = new GuestProcess(this.topology.pvm);
     this.svm = new GuestProcess(this.topology.svm);
     this.#clients = new Clients(client, family);
-    const requestPipe = join(directory, 'requests');
     this.vm = new VmManager({
-      pipe: requestPipe,
+      pipe: join(directory, REQUEST_PIPE),
       primary: () => this.primary,
       secondary: () => this.secondary,
       pvm: () => this.pvm,
       svm: () => this.svm,
     });
-    this.primary = new Daemon({
+    this.primary = this.#newPrimary();
+    this.secondary = this.#newSecondary();
+  }
+
+  #newPrimary(): Daemon {
+    const { directory, insecureLink = false, attach } = this.#options;
+    return new Daemon({
       role: 'primary',
       namespace: this.topology.pn,
       directory,
-      requestPipe,
-      insecureLink: this.#options.insecureLink ?? false,
+      requestPipe: join(directory, REQUEST_PIPE),
+      insecureLink,
       ...(attach === 'nfqueue' ? { guestPort: QUEUE_PORT, netPort: null } : {}),
     });
-    this.secondary = this.#newSecondary();
   }
 
   #newSecondary(): Daemon {
@@ -203,9 +209,24 @@ export class Bench implements LabBench {
   /** The primary's proxy dies, and nothing else of its node. Returns when it happened. */
   async killPrimaryProxy(): Promise<number> {
     const atMs = monotonicMs();
-    this.#killed.add(this.primary);
-    await this.primary.end('SIGKILL');
+    await this.endPrimaryProxy('SIGKILL');
     return atMs;
+  }
+
+  /** Ends the primary's proxy, and nothing else. */
+  async endPrimaryProxy(signal: 'SIGKILL' | 'SIGTERM'): Promise<void> {
+    this.#killed.add(this.primary);
+    await this.primary.end(signal);
+  }
+
+  /** A new proxy in the place of one that was ended; returns when the guest is protected again. */
+  async startPrimaryProxy(): Promise<void> {
+    const checkpoints = this.vm.records.length;
+    this.primary = this.#newPrimary();
+    await this.primary.started();
+    await this.vm.made(checkpoints + 1, SYNC_MS_MAX);
+    await this.primary.reaches('protected', SYNC_MS_MAX);
+    await this.secondary.reaches('protected', SYNC_MS_MAX);
   }
 
   /** As the arbiter: waits until the secondary has lost its peer, then lets it serve. Returns when it asked and when it was obeyed. */

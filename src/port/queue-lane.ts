@@ -93,6 +93,7 @@ export class QueueLane {
 
   /** Gives the verdicts, and sends. */
   flush(): void {
+    this.#parts.shared.book.relieve();
     this.#parts.queue.flush();
     this.#parts.sender.flush();
     this.#isInjecting = false;
@@ -103,7 +104,6 @@ export class QueueLane {
     const { book } = this.#parts.shared;
     for (const mark of this.#lent) book.onForgotten(mark);
     this.#lent.length = 0;
-    book.relieve();
   }
 
   #onQueued(buffer: FrameBuffer, message: NfqueueMessage): void {

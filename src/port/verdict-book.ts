@@ -122,7 +122,7 @@ export class VerdictBook implements FrameKeeper {
     this.#dropOpen(mark);
   }
 
-  /** Lets the oldest give way while more wait than may. Call between batches, when only kept packets are left. */
+  /** Lets the oldest give way while more wait than may. Call at the end of a batch, when what is sent of it has its verdict. */
   relieve(): void {
     while (this.#listed > this.#waitingMax) this.giveWay(this.#newer[0]!);
   }

@@ -7,6 +7,7 @@ import type { Scenario } from '../scenario.ts';
 import { proxyDeadBypass, proxyDeadNoBypass } from './dead-proxy.ts';
 import { divergence } from './divergence.ts';
 import { failoverDownload, failoverGuestOpened, failoverIdle, failoverUpload } from './failover.ts';
+import { liveAttach } from './live-attach.ts';
 import { lossy } from './lossy.ts';
 import { peerLoss } from './peer-loss.ts';
 import { silentSecondary } from './silent-secondary.ts';
@@ -22,6 +23,7 @@ export const SCENARIOS: readonly Scenario[] = [
   silentSecondary,
   peerLoss,
   lossy,
+  liveAttach,
   proxyDeadBypass,
   proxyDeadNoBypass,
 ];
