@@ -13,7 +13,8 @@
  * Both directions wait, because the engine sees each client frame before the guest does, and keeps those that come
  * between a checkpoint's begin and commit. ARP is no IP: the bridge carries it by itself, and the engine sees copies of it.
  *
- * On 2 cores with Node 20.20 and Linux 6.18: see `bench/lab.ts --attach nfqueue`.
+ * A protected pair on 2 cores with Node 20.20 and Linux 6.18 (bench/lab.ts), against packet sockets: bulk transfers as fast (80 to 104 %),
+ * 59 % of the requests a second over kept-alive connections, where each packet is a small one, 50 us more in a round trip.
  *
  * @module
  */
