@@ -17,8 +17,8 @@
  * @module
  */
 import { checkIsPort, findLink, findPlace, type Place, refused } from './checks.ts';
+import { ip, setLink, setStack, silence, stackWords, wordsToStack } from './links.ts';
 import type {
-  Action,
   AttachPlan,
   AttachRequest,
   HostFacts,
@@ -32,17 +32,6 @@ const TAG = /^colo-proxy:([^:]+):([^:]+):([^:]+):([^:]+)$/;
 
 /** IFNAMSIZ without its zero. */
 const NAME_BYTES_MAX = 15;
-
-/**
- * The host stays out of the traffic of an interface that is the proxy's: its kernel would answer ARP requests for the host's
- * addresses there too (arp_ignore 8: for none), and solicit routers.
- */
-const SILENT: StackSettings = { arp_ignore: '8', disable_ipv6: '1' };
-
-/** In an alias, for a setting that the kernel had not. */
-const NONE = '-';
-
-const STACK_KEYS = ['arp_ignore', 'disable_ipv6'] as const;
 
 /**
  * Plans the veth pair, and the tap's way out of its bridge.
@@ -158,31 +147,13 @@ function makePair({ near, far }: PairNames, tap: Link): Step {
 }
 
 function setAlias({ near }: PairNames, { tap, bridge }: Place, before: StackSettings): Step {
-  const values = STACK_KEYS.map((key) => before[key] ?? NONE);
-  const tag = ['colo-proxy', tap.name, bridge.name, ...values].join(':');
+  const tag = ['colo-proxy', tap.name, bridge.name, ...stackWords(before)].join(':');
   return setLink(near, ['alias', tag], undefined);
 }
 
 function tagOf({ alias }: Link): { readonly bridge: string; readonly before: StackSettings } {
-  const [, , bridge = '', arpIgnore, disableIpv6] = TAG.exec(alias) ?? [];
-  const value = (text: string | undefined) => (text === NONE ? undefined : text);
-  return { bridge, before: { arp_ignore: value(arpIgnore), disable_ipv6: value(disableIpv6) } };
-}
-
-function silence(name: string, stack: StackSettings): Step[] {
-  return setStack(name, stack, SILENT);
-}
-
-/** Brings the settings that the kernel has from `stack` to `wanted`. */
-function setStack(name: string, stack: StackSettings, wanted: StackSettings): Step[] {
-  return STACK_KEYS.flatMap((key) => {
-    const [from, to] = [stack[key], wanted[key]];
-    if (from === undefined || to === undefined || from === to) return [];
-    const path = `/proc/sys/net/${key === 'arp_ignore' ? 'ipv4' : 'ipv6'}/conf/${name}/${key}`;
-    return [
-      { action: { kind: 'write', path, text: to }, undo: { kind: 'write', path, text: from } },
-    ];
-  });
+  const [, , bridge = '', ...words] = TAG.exec(alias) ?? [];
+  return { bridge, before: wordsToStack(words) };
 }
 
 /** Into the bridge, with the settings that the other port has there. */
@@ -210,17 +181,4 @@ function leaveBridge({ name, master, portSettings }: Link): Step {
   if (settings.length === 0) return step;
   // `ip` takes both in one command.
   return setLink(name, ['nomaster'], ['master', master, 'type', 'bridge_slave', ...settings]);
-}
-
-function setLink(
-  name: string,
-  words: readonly string[],
-  undo: readonly string[] | undefined,
-): Step {
-  const command = (rest: readonly string[]) => ip(['link', 'set', 'dev', name, ...rest]);
-  return { action: command(words), undo: undo && command(undo) };
-}
-
-function ip(words: readonly string[]): Action {
-  return { kind: 'run', command: ['ip', ...words] };
 }

@@ -12,6 +12,12 @@ function savedRules(name = 'tap0', queue = 8, tag = `${name}:br0:00`): string[] 
   ];
 }
 
+const by = (queue: number) => ({
+  mode: 'nfqueue',
+  queue,
+  guest: `nfqueue:${queue},tap=tap0,bridge=br0`,
+});
+
 const IN = '-m physdev --physdev-in tap0 -m comment --comment colo-proxy:tap0:br0:00';
 const OUT =
   '-m physdev --physdev-out tap0 --physdev-is-bridged -m comment --comment colo-proxy:tap0:br0:00';
@@ -33,7 +39,7 @@ describe('planAttach', () => {
       `ip6tables -w 5 -t mangle -D POSTROUTING ${OUT} -j NFQUEUE --queue-num 9 --queue-bypass`,
       'ip link set dev br0 type bridge nf_call_iptables 0 nf_call_ip6tables 0',
     ]);
-    expect(plan).toMatchObject({ by: { mode: 'nfqueue', queue: 8 }, notes: [] });
+    expect(plan).toMatchObject({ by: by(8), notes: [] });
   });
 
   it('drops while no daemon runs, when it is told to', () => {
@@ -46,7 +52,7 @@ describe('planAttach', () => {
   it('does nothing when everything is done', () => {
     const links = [bridge('br0', ON), tap('tap0')];
     const done = facts({ links, tables: [tables(savedRules())], boundQueues: [8, 9] });
-    const nothing = { steps: [], notes: [], by: { mode: 'nfqueue', queue: 8 } };
+    const nothing = { steps: [], notes: [], by: by(8) };
     expect(planAttach(REQUEST, done)).toEqual(nothing);
     const { queue: _, ...anyQueue } = REQUEST;
     expect(planAttach(anyQueue, done)).toEqual(nothing);
@@ -69,7 +75,7 @@ describe('planAttach', () => {
     const others = [tables(savedRules('tap1', 64, 'tap1:br0:01'))];
     const { queue: _, ...anyQueue } = REQUEST;
     const plan = planAttach(anyQueue, facts({ links, tables: others }));
-    expect(plan.by).toEqual({ mode: 'nfqueue', queue: 66 });
+    expect(plan.by).toEqual(by(66));
     expect(commands(plan)).toHaveLength(4);
     expect(commands(plan)[0]).toContain('colo-proxy:tap0:br0:01');
   });
@@ -180,14 +186,14 @@ describe('planAttach', () => {
 
   it('takes a queue of a process that is said to be the daemon', () => {
     const plan = planAttach({ ...REQUEST, isListening: true }, facts({ boundQueues: [8, 9] }));
-    expect(plan.by).toEqual({ mode: 'nfqueue', queue: 8 });
+    expect(plan.by).toEqual(by(8));
   });
 
   it('finds a pair that neither rules nor processes use', () => {
     const { queue: _, ...anyQueue } = REQUEST;
     const used = [tables(['-A FORWARD -j NFQUEUE --queue-num 67'])];
     const plan = planAttach(anyQueue, facts({ boundQueues: [64], tables: used }));
-    expect(plan.by).toEqual({ mode: 'nfqueue', queue: 68 });
+    expect(plan.by).toEqual(by(68));
   });
 });
 

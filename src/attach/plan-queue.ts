@@ -78,7 +78,7 @@ export function planQueueAttach(request: AttachRequest, facts: HostFacts): Attac
       ...switchCalls(bridge, { 4: true, 6: facts.hasIpv6 || bridge.callsIptables[6] }),
     ],
     notes: notesOf(bridge, tables, facts),
-    by: { mode: 'nfqueue', queue },
+    by: { mode: 'nfqueue', queue, guest: `nfqueue:${queue},tap=${tap},bridge=${bridgeName}` },
   };
 }
 

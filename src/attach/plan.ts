@@ -5,6 +5,7 @@
  * @module
  */
 import { refused } from './checks.ts';
+import { planForwardAttach, planForwardDetach } from './plan-forward.ts';
 import { findVeth, planPacketAttach, planPacketDetach } from './plan-packet.ts';
 import { planQueueAttach, planQueueDetach } from './plan-queue.ts';
 import { findRules } from './rules.ts';
@@ -25,7 +26,10 @@ export function planAttach(request: AttachRequest, facts: HostFacts): AttachPlan
   if (mode === 'nfqueue' && veth !== undefined) {
     throw refused('CONFLICT', `${tap} is attached already, by ${veth.name}: detach it first`);
   }
-  return mode === 'packet' ? planPacketAttach(request, facts) : planQueueAttach(request, facts);
+  const forward = planForwardAttach(request, facts);
+  const plan =
+    mode === 'packet' ? planPacketAttach(request, facts) : planQueueAttach(request, facts);
+  return { ...plan, steps: [...forward, ...plan.steps] };
 }
 
 /** Plans to take back whatever attach has done for a tap, which need not exist any more. */
@@ -33,7 +37,7 @@ export function planDetach(tap: string, facts: HostFacts): Plan {
   const byVeth = planPacketDetach(tap, facts);
   const byRules = planQueueDetach(tap, facts);
   return {
-    steps: [...byVeth.steps, ...byRules.steps],
+    steps: [...byVeth.steps, ...byRules.steps, ...planForwardDetach(tap, facts)],
     notes: [...byVeth.notes, ...byRules.notes],
   };
 }

@@ -89,7 +89,7 @@ function perform(action: Action): string | undefined {
   return text === '' ? `exit code ${result.status}` : text;
 }
 
-/** The parts of netfilter that the kernel has not, after it was asked to load them. */
+/** The parts of netfilter that the kernel has not loaded, after it was asked to. */
 function missingParts(): string[] {
   return (
     [
@@ -100,7 +100,7 @@ function missingParts(): string[] {
   ).flatMap(([list, name]) => {
     const path = `/proc/net/ip_tables_${list}`;
     const isThere = !existsSync(path) || readFileSync(path, 'utf8').split('\n').includes(name);
-    return isThere ? [] : [`this kernel has no ${name}`];
+    return isThere ? [] : [`${name} is not loaded`];
   });
 }
 

@@ -20,6 +20,8 @@ export interface AttachRequest {
   readonly bridge: string;
   /** Packet mode: the veth pair is NAME and NAME-b. Absent: `cp-TAP`. */
   readonly veth?: string;
+  /** The raw forward device, where there is one. */
+  readonly forwardDev?: string;
   /** First of two queues: the guest's output, then what goes to the guest. Absent: a free pair. */
   readonly queue?: number;
   /** Whether packets pass while no process listens on their queue. */
@@ -109,7 +111,13 @@ export interface Plan {
 
 /** What the daemon is to be started with. */
 export type AttachedBy =
-  | { readonly mode: 'nfqueue' /** First of the two queues. */; readonly queue: number }
+  | {
+      readonly mode: 'nfqueue';
+      /** First of the two queues. */
+      readonly queue: number;
+      /** PORT of the guest and of the network. */
+      readonly guest: string;
+    }
   | { readonly mode: 'packet'; readonly guest: string; readonly net: string };
 
 export interface AttachPlan extends Plan {

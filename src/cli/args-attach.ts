@@ -41,6 +41,12 @@ export function attachCommand(run: (role: Role, flags: AttachFlags) => Promise<v
       ),
     )
     .addOption(
+      new Option(
+        '--forward-dev <interface>',
+        'the raw forward device, left to the daemon',
+      ).argParser(checked(parsePath)),
+    )
+    .addOption(
       new Option('--queue <n>', 'first of two queues (default: a free pair)').argParser(
         checked((text) => parseCount(text, 0, QUEUE_MAX)),
       ),

@@ -27,6 +27,7 @@ export interface AttachFlags extends CommonFlags {
   /** @default nfqueue on the primary, packet on the secondary */
   readonly mode?: AttachMode;
   readonly veth?: string;
+  readonly forwardDev?: string;
   readonly queue?: number;
   /** `--no-bypass`. */
   readonly bypass: boolean;
@@ -37,7 +38,7 @@ export type DetachFlags = CommonFlags;
 
 /** @throws ColoError `COLO_ERR_USAGE`, `COLO_ERR_ATTACH_...` */
 export async function runAttach(role: Role, flags: AttachFlags, io: ProgramIo): Promise<number> {
-  const { tap, bridge, queue, veth, iptables } = flags;
+  const { tap, bridge, queue, veth, forwardDev, iptables } = flags;
   const mode = chooseMode(role, flags);
   const request = {
     mode,
@@ -45,6 +46,7 @@ export async function runAttach(role: Role, flags: AttachFlags, io: ProgramIo): 
     bridge,
     ...(queue !== undefined && { queue }),
     ...(veth !== undefined && { veth }),
+    ...(forwardDev !== undefined && { forwardDev }),
     isBypassing: flags.bypass,
     isListening: flags.listening === true,
   };
@@ -97,13 +99,11 @@ function carryOut({ steps }: Plan, { dryRun, verbose }: CommonFlags, io: Program
   });
 }
 
-function attachedText({ steps, by }: AttachPlan, { tap, bridge }: AttachFlags): string {
+function attachedText({ steps, by }: AttachPlan, { tap, bridge, forwardDev }: AttachFlags): string {
   const word = steps.length === 0 ? 'is attached already' : 'attached';
-  const how =
-    by.mode === 'nfqueue'
-      ? `its output is queue ${by.queue}, what goes to it is queue ${by.queue + 1}`
-      : `the daemon takes --guest ${by.guest} --net ${by.net}`;
-  return `${tap} of ${bridge} ${word}: ${how}`;
+  const net = by.mode === 'packet' ? ` --net ${by.net}` : '';
+  const forward = forwardDev === undefined ? '' : ` --forward-dev ${forwardDev}`;
+  return `${tap} of ${bridge} ${word}: the daemon takes --guest ${by.guest}${net}${forward}`;
 }
 
 /** With `--dry-run` standard output is a script: everything else in it is a comment. */

@@ -118,11 +118,18 @@ describe('command line', () => {
       { ...flags, bridge: 'br0', queue: 8, bypass: false, listening: true },
     ]);
     const secondary = await run(
-      'attach secondary --tap tap0 --bridge br0 --mode packet --veth cp0',
+      'attach secondary --tap tap0 --bridge br0 --mode packet --veth cp0 --forward-dev eth1',
     );
     expect(secondary.given).toEqual([
       'secondary',
-      { tap: 'tap0', bridge: 'br0', mode: 'packet', veth: 'cp0', bypass: true },
+      {
+        tap: 'tap0',
+        bridge: 'br0',
+        mode: 'packet',
+        veth: 'cp0',
+        forwardDev: 'eth1',
+        bypass: true,
+      },
     ]);
     const plain = await run('attach primary --tap tap0 --bridge br0');
     expect(plain.given).toEqual(['primary', { tap: 'tap0', bridge: 'br0', bypass: true }]);

@@ -7,9 +7,11 @@
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { NodeStatus } from '../../src/cli/node.ts';
+import { callControl } from '../../src/control/client.ts';
 import { Namespaces, whyNoNamespaces } from '../support/netns.ts';
 
 const COLO_PROXY = fileURLToPath(new URL('../../bin/colo-proxy.js', import.meta.url));
@@ -28,9 +30,12 @@ function whyNot(): string {
 const reason = whyNot();
 const title = reason === '' ? 'attach' : `attach (SKIPPED: ${reason})`;
 
-async function until(condition: () => boolean, timeoutMs = 10_000): Promise<void> {
+async function until(
+  condition: () => boolean | Promise<boolean>,
+  timeoutMs = 10_000,
+): Promise<void> {
   const end = performance.now() + timeoutMs;
-  while (!condition()) {
+  while (!(await condition())) {
     if (performance.now() > end) throw new Error('condition not met in time');
     await pause(50);
   }
@@ -133,7 +138,7 @@ describe.skipIf(reason !== '')(title, () => {
       expect(attach('tap0', '--queue', '8')).toEqual({
         code: 0,
         err: '',
-        out: 'tap0 of br0 attached: its output is queue 8, what goes to it is queue 9\n',
+        out: 'tap0 of br0 attached: the daemon takes --guest nfqueue:8,tap=tap0,bridge=br0\n',
       });
       const attached = hostState();
       expect(attached).not.toBe(before);
@@ -155,7 +160,7 @@ describe.skipIf(reason !== '')(title, () => {
       const before = hostState();
       spaces.run('host', ['sh', '-e', '-c', script]);
       const pasted = hostState();
-      expect(attach('tap0').out).toMatch(/is attached already: its output is queue 8/);
+      expect(attach('tap0').out).toMatch(/is attached already: .* nfqueue:8,/);
       expect(hostState()).toBe(pasted);
       const undo = coloProxy('detach', '--tap', 'tap0', '--dry-run').out;
       spaces.run('host', ['sh', '-e', '-c', undo]);
@@ -319,25 +324,61 @@ describe.skipIf(reason !== '')(title, () => {
       expect(await download).toMatchObject({ ok: true, bytes: BYTES });
     });
 
-    test('a daemon comes and goes in packet mode', async () => {
+    test.each([
+      [
+        'nfqueue',
+        'tap0 of br0 attached: the daemon takes --guest nfqueue:64,tap=tap0,bridge=br0\n',
+      ],
+      [
+        'packet',
+        'tap0 of br0 attached: the daemon takes --guest packet:tap0 --net packet:cp-tap0\n',
+      ],
+    ])('a daemon comes and goes, in mode %s', async (mode, said) => {
       const before = hostState();
       const download = startDownload();
       await pause(700);
-      const place = ['--tap', 'tap0', '--bridge', 'br0', '--mode', 'packet'];
-      expect(coloProxy('attach', 'primary', ...place).code).toBe(0);
-      const ports = ['--guest', 'packet:tap0', '--net', 'packet:cp-tap0'];
+      const place = ['--tap', 'tap0', '--bridge', 'br0', '--mode', mode];
+      const { out, err } = coloProxy('attach', 'primary', ...place);
+      expect({ out, err }).toEqual({ out: said, err: '' });
+      const ports = said
+        .trim()
+        .replace(/^.* takes /, '')
+        .split(' ');
       const peer = ['--peer', 'listen:127.0.0.1:9000', '--peer-insecure'];
-      const node = ['primary', ...ports, ...peer, '--log-level', 'error'];
+      const control = join(mkdtempSync(join(tmpdir(), 'colo-attach-')), 'control');
+      const node = ['primary', ...ports, ...peer, '--control', control, '--log-level', 'error'];
       const daemon = spaces.start('host', [process.execPath, COLO_PROXY, ...node]);
       const ended = new Promise((resolve) => daemon.once('exit', resolve));
-      await until(() => answers(4));
-      await pause(500);
+      const released = () =>
+        callControl(control, { command: 'status' }).then(
+          (answer) => (answer.ok ? (answer.result as NodeStatus).released : 0),
+          () => 0,
+        );
+      await until(async () => (await released()) > 20);
       daemon.kill('SIGTERM');
       expect(await ended).toBe(0);
+      rmSync(dirname(control), { recursive: true });
       expect(coloProxy('detach', '--tap', 'tap0').code).toBe(0);
       expect(await download).toMatchObject({ ok: true, bytes: BYTES });
       await until(() => hostState() === before);
     });
+  });
+
+  test('leaves the forward device as it was', () => {
+    spaces.run('host', ['ip', 'link', 'set', 'tap1', 'nomaster', 'down', 'alias', 'to the sn']);
+    const before = hostState();
+    const place = ['--tap', 'tap0', '--bridge', 'br0', '--forward-dev', 'tap1'];
+    expect(coloProxy('attach', 'primary', ...place)).toEqual({
+      code: 0,
+      err: '',
+      out: 'tap0 of br0 attached: the daemon takes --guest nfqueue:64,tap=tap0,bridge=br0 --forward-dev tap1\n',
+    });
+    const attached = hostState();
+    expect(attached).toMatch(/tap1: <[^>]*\bUP\b/);
+    expect(coloProxy('attach', 'primary', ...place).out).toMatch(/is attached already/);
+    expect(hostState()).toBe(attached);
+    expect(coloProxy('detach', '--tap', 'tap0').code).toBe(0);
+    expect(hostState()).toBe(before);
   });
 
   test('uses the tables that the host uses', () => {
