@@ -9,6 +9,7 @@ import {
   type LinkMessage,
   type Role,
 } from '../env/messages.ts';
+import { VNET_HDR_BYTES } from '../limits.ts';
 import { MemoryPort } from '../port/memory.ts';
 import { ForwardInput } from './forward-input.ts';
 
@@ -21,6 +22,8 @@ class World {
   readonly input: ForwardInput;
   /** What came: of the guest `g`, of the other node its kind and epoch. */
   readonly heard: string[] = [];
+  /** Of the other node's frames. */
+  readonly marks: number[] = [];
   readonly answers: LinkMessage[] = [];
   epoch = 3;
 
@@ -30,8 +33,9 @@ class World {
     this.guest = guestFar;
     this.wire = forwardFar;
     this.input = new ForwardInput(role, guest, forward, () => 1);
-    const onPeerFrame = (kind: number, epoch: number): void => {
+    const onPeerFrame: Engine['onPeerFrame'] = (kind, epoch, { view }, offset) => {
       this.heard.push(`${kind}@${epoch}`);
+      this.marks.push(view.getUint16(offset - VNET_HDR_BYTES + 2, true));
     };
     this.input.engine = { epoch: this.epoch, onPeerFrame } as unknown as Engine;
   }
@@ -92,6 +96,33 @@ describe('ForwardInput', () => {
     await world.from(world.wire);
     await world.from(world.guest);
     expect(world.heard).toEqual(['up', `${LINK_FRAME_SECONDARY}@3`, 'g']);
+  });
+
+  it('lets the guest port keep the packets of which copies are held', () => {
+    const keeper = { onKept: () => {}, onForgotten: () => {} };
+    const [guest] = MemoryPort.createPair('tap0');
+    const [forward] = MemoryPort.createPair('eth1');
+    const port = Object.assign(guest, { keeper });
+    expect(new ForwardInput('primary', port, forward, () => 1).keeper).toBe(keeper);
+  });
+
+  it('primary: passes on neither the mark of a packet queue nor the hint of a kernel, which have the same place', async () => {
+    world = await new World('primary').start();
+    const frame = udpFrame({});
+    const { buffer, offset, length } = frame;
+    const mark = (view: DataView, at: number) => view.getUint16(at - VNET_HDR_BYTES + 2, true);
+    const setMark = (value: number) =>
+      buffer.view.setUint16(offset - VNET_HDR_BYTES + 2, value, true);
+    setMark(66);
+    await world.from(world.wire, frame);
+    expect(world.marks).toEqual([0]);
+    setMark(65_535);
+    world.input.link.sendFrame(LINK_FRAME_CLIENT, world.epoch, buffer, offset, length);
+    world.input.flush();
+    await turn();
+    const marks: number[] = [];
+    world.wire.receive((received, at) => marks.push(mark(received.view, at)));
+    expect(marks).toEqual([0]);
   });
 
   it('secondary: sends the output of the SVM, and takes frames for those of clients', async () => {

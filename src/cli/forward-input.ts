@@ -10,14 +10,17 @@
  */
 import type { Micros } from '../base/time.ts';
 import type { Engine } from '../env/engine.ts';
-import type { FrameBuffer, FrameHandler } from '../env/frame.ts';
+import type { FrameBuffer, FrameHandler, FrameKeeper } from '../env/frame.ts';
 import type { PeerLink } from '../env/link.ts';
 import { LINK_FRAME_CLIENT, LINK_FRAME_SECONDARY, type Role } from '../env/messages.ts';
 import type { Port, PortCounters } from '../env/port.ts';
+import { VNET_HDR_BYTES } from '../limits.ts';
+import { VNET_HDR_LEN } from '../wire/vnet-hdr.ts';
 import { SocketPeer } from './socket-peer.ts';
 
 export class ForwardInput implements Port {
   readonly name: string;
+  readonly keeper: FrameKeeper | undefined;
   /** The forward port as the node's peer link. */
   readonly link: PeerLink;
   /** To be set before `start`. */
@@ -35,6 +38,7 @@ export class ForwardInput implements Port {
    */
   constructor(role: Role, guest: Port, forward: Port, batchUs: () => Micros) {
     this.name = guest.name;
+    this.keeper = guest.keeper;
     this.#guest = guest;
     this.#forward = forward;
     const [sent, received] =
@@ -43,6 +47,7 @@ export class ForwardInput implements Port {
         : ([LINK_FRAME_SECONDARY, LINK_FRAME_CLIENT] as const);
     this.#onForwarded = (buffer, offset, length) => {
       const { engine } = this;
+      forgetMark(buffer, offset);
       engine?.onPeerFrame(received, engine.epoch, buffer, offset, length, batchUs());
     };
     this.link = new SocketPeer({
@@ -50,7 +55,10 @@ export class ForwardInput implements Port {
       port: forward,
       // Copies of the PVM's SYNs are not for the SVM, and a raw frame cannot say that it is one.
       send: (buffer, offset, length, kind) => {
-        if (kind === sent) forward.send(buffer, offset, length);
+        if (kind !== sent) return;
+        // The guest's port has had the frame before, with the mark that it knows it by.
+        forgetMark(buffer, offset);
+        forward.send(buffer, offset, length);
       },
       onCheckpoint: (isUnderWay) => this.#pause(role === 'primary' && isUnderWay),
     });
@@ -94,4 +102,9 @@ export class ForwardInput implements Port {
     // Its readiness may have been told meanwhile, and nobody has read.
     if (!isPaused) setImmediate(() => this.#onReadable());
   }
+}
+
+/** A hint of this host's kernel, or a mark of the guest's port (see FrameKeeper): of no meaning beyond the port that made it. */
+function forgetMark({ view }: FrameBuffer, offset: number): void {
+  view.setUint16(offset - VNET_HDR_BYTES + VNET_HDR_LEN, 0, true);
 }
