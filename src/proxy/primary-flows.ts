@@ -36,7 +36,6 @@ import {
   type StreamRecord,
 } from './primary-lent.ts';
 import {
-  isSteady,
   PAIR_PRIMARY_AHEAD,
   PAIR_SECONDARY_AHEAD,
   PAIR_TAKEN,
@@ -190,12 +189,13 @@ export class PrimaryFlows {
       if (result === LENT_MORE) return PAIR_WAITS;
       return result === LENT_TAKEN ? PAIR_TOOK_SECONDARY : PAIR_PRIMARY_AHEAD;
     }
-    // Only what the PVM's next segment may bear out has reason to wait for it.
-    const { compared } = flow.comparer;
-    const isNext =
-      seqBeforeOrEqual(info.seq, compared) &&
-      seqBefore(compared, seqAdd(info.seq, info.payloadBytes));
-    return isNext && isSteady(flow) ? PAIR_WAITS : PAIR_PRIMARY_AHEAD;
+    const { comparer } = flow;
+    const isOrdinary = flow.diverged || !comparer.started || !flow.primaryEndKnown;
+    if (isOrdinary || info.payloadBytes === 0) return PAIR_PRIMARY_AHEAD;
+    // Where the SVM is ahead, the PVM's segments come first: so the streams stay side by side, and nothing of the SVM's is copied.
+    const isNext = seqBeforeOrEqual(info.seq, comparer.compared);
+    const isBeyond = seqBefore(flow.primaryEnd, seqAdd(info.seq, info.payloadBytes));
+    return comparer.secondary.size > 0 || (isNext && isBeyond) ? PAIR_WAITS : PAIR_PRIMARY_AHEAD;
   }
 
   #onPrimaryHead(info: FrameInfo, record: StreamRecord): PairResult {
