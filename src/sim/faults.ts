@@ -23,6 +23,8 @@ import type { Client, World } from './world.ts';
 
 /** A datagram is repeated so often while faults go on; then its sender gives up. */
 const PROBE_TRIES = 4;
+/** How often the secondary is asked to fail over although its peer is there. */
+const BESIDE_PEER_EVERY_US: Micros = 100 * US_PER_MS;
 /** After the heal an answer must come. */
 const LAST_PROBE_TRIES = 60;
 
@@ -44,6 +46,7 @@ export class FaultPlan {
     // Nothing was ever committed, and there is no primary: the secondary must refuse to serve.
     this.#tryFailover('the secondary took over without any state');
     this.#world.link.start();
+    this.#failoverBesidePeer();
     this.#repeat(workload.sessionEveryUs, () => this.#startSession());
     this.#repeat(workload.datagramEveryUs, () => this.#probe(PROBE_TRIES));
     this.#repeat(workload.scanEveryUs, () =>
@@ -313,6 +316,20 @@ export class FaultPlan {
     this.#note(`${node.name}'s clock jumps`, () => {
       node.jumpClock(byUs);
       this.#world.disturb(0);
+    });
+  }
+
+  /** Again and again, in every run: a secondary whose peer is there must refuse to serve. */
+  #failoverBesidePeer(): void {
+    this.#world.queue.after(BESIDE_PEER_EVERY_US, 'plan', () => {
+      if (this.#isOver) return;
+      const { secondary, link, isFailoverGranted } = this.#world;
+      const canAsk = secondary.isAlive && !secondary.isHung && !isFailoverGranted;
+      if (canAsk && link.isUp(secondary)) {
+        this.#world.marks.hit('operator: failover beside the peer');
+        this.#tryFailover('the secondary took over while its peer was connected');
+      }
+      this.#failoverBesidePeer();
     });
   }
 
