@@ -230,7 +230,7 @@ describe.each(FAMILIES)('G2 input commit, IPv%d', (family) => {
     expect(isTransportChecksumRight(infoOf(answer!))).toBe(true);
   });
 
-  // Guards primary-tcp.ts onFlush: `this.heldAck.sendPending`.
+  // Guards primary-tcp.ts onFlush: `sendPendingAck`.
   it('what stayed behind follows as a pure ACK when the SVM has caught up', () => {
     const pair = protectedPair();
     const c = opened(pair, family);

@@ -7,6 +7,7 @@
  *
  * @module
  */
+import { hasBit, withBit } from '../base/bits.ts';
 import {
   type Seq,
   seqAdd,
@@ -64,11 +65,11 @@ export class AckGate {
 
   /** Has the SVM acknowledged anything yet? Until then nothing may go out. */
   get secondaryKnown(): boolean {
-    return (this.#bits & SECONDARY_KNOWN) !== 0;
+    return hasBit(this.#bits, SECONDARY_KNOWN);
   }
 
   set secondaryKnown(value: boolean) {
-    this.#setKnown(SECONDARY_KNOWN, value);
+    this.#bits = withBit(this.#bits, SECONDARY_KNOWN, value);
   }
 
   #secondaryAck = 0;
@@ -84,20 +85,20 @@ export class AckGate {
 
   /** Was the client told anything, as noted here? */
   get emittedKnown(): boolean {
-    return (this.#bits & EMITTED_KNOWN) !== 0;
+    return hasBit(this.#bits, EMITTED_KNOWN);
   }
 
   set emittedKnown(value: boolean) {
-    this.#setKnown(EMITTED_KNOWN, value);
+    this.#bits = withBit(this.#bits, EMITTED_KNOWN, value);
   }
 
   /** Has the PVM acknowledged anything? */
   get primaryKnown(): boolean {
-    return (this.#bits & PRIMARY_KNOWN) !== 0;
+    return hasBit(this.#bits, PRIMARY_KNOWN);
   }
 
   set primaryKnown(value: boolean) {
-    this.#setKnown(PRIMARY_KNOWN, value);
+    this.#bits = withBit(this.#bits, PRIMARY_KNOWN, value);
   }
 
   // Sequence numbers are kept as 32-bit signed integers, which V8 keeps in the object itself (see wire/seq.ts).
@@ -152,7 +153,7 @@ export class AckGate {
 
   /** Takes a segment of the PVM: remembers how far it goes. `isSyn`: its window is not scaled. */
   onPrimary(ack: Seq, window: number, isSyn: boolean): void {
-    const edge = seqAdd(ack, this.#scaled(window, isSyn));
+    const edge = seqAdd(ack, scaled(window, isSyn ? -1 : this.windowShift));
     if (!this.primaryKnown || seqBeforeOrEqual(this.primaryAck, ack)) {
       this.primaryAck = ack;
       this.primaryWindow = window;
@@ -163,7 +164,7 @@ export class AckGate {
 
   /** Takes a segment of the SVM. Returns whether it lets anything more out. */
   onSecondary(ack: Seq, window: number, isSyn: boolean, options: TcpOptions | undefined): boolean {
-    const edge = seqAdd(ack, this.#scaled(window, isSyn));
+    const edge = seqAdd(ack, scaled(window, isSyn ? -1 : this.windowShift));
     let more = false;
     if (!this.secondaryKnown) {
       this.secondaryKnown = true;
@@ -182,10 +183,18 @@ export class AckGate {
     }
     if (options !== undefined && options.sackCount > 0) {
       for (let i = 0; i < options.sackCount; i++) {
-        if (this.#addBlock(options.sackLeft(i), options.sackRight(i))) more = true;
+        const left = options.sackLeft(i);
+        const right = options.sackRight(i);
+        if (!seqBefore(left, right) || this.coversBlock(left, right)) continue;
+        this.#blocks ??= { lefts: [], rights: [] };
+        addBlock(this.#blocks, left, right);
+        more = true;
       }
     }
-    this.#forgetAcked();
+    if (this.#blocks !== undefined) {
+      forgetBlocks(this.#blocks, this.secondaryAck);
+      if (this.#blocks.lefts.length === 0) this.#blocks = undefined;
+    }
     return more;
   }
 
@@ -233,12 +242,12 @@ export class AckGate {
   /** Would (`ack`, `window`) tell the client anything new? */
   advances(ack: Seq, window: number): boolean {
     if (!this.emittedKnown || seqBefore(this.emittedAck, ack)) return true;
-    return seqBefore(this.emittedEdge, seqAdd(ack, this.#scaled(window, false)));
+    return seqBefore(this.emittedEdge, seqAdd(ack, scaled(window, this.windowShift)));
   }
 
   /** Notes what went out to the client. */
   onEmitted(ack: Seq, window: number, isSyn: boolean): void {
-    const edge = seqAdd(ack, this.#scaled(window, isSyn));
+    const edge = seqAdd(ack, scaled(window, isSyn ? -1 : this.windowShift));
     this.emittedAck = this.emittedKnown ? seqMax(this.emittedAck, ack) : ack;
     this.emittedEdge = this.emittedKnown ? seqMax(this.emittedEdge, edge) : edge;
     this.emittedKnown = true;
@@ -256,49 +265,41 @@ export class AckGate {
     }
     return false;
   }
+}
 
-  #setKnown(bit: number, value: boolean): void {
-    this.#bits = value ? this.#bits | bit : this.#bits & ~bit;
-  }
+// Functions, not private methods: see base/bits.ts.
 
-  #scaled(window: number, isSyn: boolean): number {
-    return isSyn || this.windowShift < 0 ? window : window << this.windowShift;
-  }
+/** `shift` -1: as it is. */
+function scaled(window: number, shift: number): number {
+  return shift < 0 ? window : window << shift;
+}
 
-  /** Merges a block into the scoreboard; returns whether it says anything new. */
-  #addBlock(left: Seq, right: Seq): boolean {
-    if (!seqBefore(left, right) || seqBeforeOrEqual(right, this.secondaryAck)) return false;
-    if (this.coversBlock(left, right)) return false;
-    this.#blocks ??= { lefts: [], rights: [] };
-    const { lefts, rights } = this.#blocks;
-    let from = left;
-    let to = right;
-    for (let i = lefts.length - 1; i >= 0; i--) {
-      if (seqBeforeOrEqual(lefts[i]!, to) && seqBeforeOrEqual(from, rights[i]!)) {
-        from = seqMin(from, lefts[i]!);
-        to = seqMax(to, rights[i]!);
-        lefts.splice(i, 1);
-        rights.splice(i, 1);
-      }
+/** Merges a block into the scoreboard. */
+function addBlock({ lefts, rights }: Blocks, left: Seq, right: Seq): void {
+  let from = left;
+  let to = right;
+  for (let i = lefts.length - 1; i >= 0; i--) {
+    if (seqBeforeOrEqual(lefts[i]!, to) && seqBeforeOrEqual(from, rights[i]!)) {
+      from = seqMin(from, lefts[i]!);
+      to = seqMax(to, rights[i]!);
+      lefts.splice(i, 1);
+      rights.splice(i, 1);
     }
-    if (lefts.length === SCOREBOARD_MAX) {
-      lefts.shift();
-      rights.shift();
-    }
-    lefts.push(from);
-    rights.push(to);
-    return true;
   }
+  if (lefts.length === SCOREBOARD_MAX) {
+    lefts.shift();
+    rights.shift();
+  }
+  lefts.push(from);
+  rights.push(to);
+}
 
-  #forgetAcked(): void {
-    if (this.#blocks === undefined) return;
-    const { lefts, rights } = this.#blocks;
-    for (let i = lefts.length - 1; i >= 0; i--) {
-      if (seqBeforeOrEqual(rights[i]!, this.secondaryAck)) {
-        lefts.splice(i, 1);
-        rights.splice(i, 1);
-      }
+/** Forgets the blocks that end at or before `seq`. */
+function forgetBlocks({ lefts, rights }: Blocks, seq: Seq): void {
+  for (let i = lefts.length - 1; i >= 0; i--) {
+    if (seqBeforeOrEqual(rights[i]!, seq)) {
+      lefts.splice(i, 1);
+      rights.splice(i, 1);
     }
-    if (lefts.length === 0) this.#blocks = undefined;
   }
 }

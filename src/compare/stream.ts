@@ -133,6 +133,16 @@ function giveIfEmpty<P extends Piece>(queue: PieceQueue<P>): PieceQueue<P> {
   return NOTHING as PieceQueue<Piece> as PieceQueue<P>;
 }
 
+/** Drops the pieces that end at or before `seq`; returns what to have in the place of `queue`. */
+function dropUntil<P extends Piece>(
+  queue: PieceQueue<P>,
+  seq: Seq,
+  onDropped: (piece: P) => void,
+): PieceQueue<P> {
+  queue.dropUntil(seq, onDropped);
+  return giveIfEmpty(queue);
+}
+
 /** Told of every piece that leaves a queue, except by `remove`. Shared by all connections: a piece knows whose it is. */
 export interface StreamHandlers<P extends Piece, S extends Piece> {
   onPrimaryDropped(piece: P): void;
@@ -202,7 +212,8 @@ export class StreamComparer<P extends Piece, S extends Piece> {
   start(seq: Seq): void {
     this.compared = seq;
     this.started = true;
-    this.#drop(seq);
+    this.#primary = dropUntil(this.#primary, seq, this.#handlers.onPrimaryDropped);
+    this.#secondary = dropUntil(this.#secondary, seq, this.#handlers.onSecondaryDropped);
   }
 
   /** Forgets both streams: a checkpoint has made them one. Comparing goes on at `seq`. */
@@ -244,7 +255,7 @@ export class StreamComparer<P extends Piece, S extends Piece> {
       const position = this.compared;
       const p = this.#primary.covering(position);
       const s = this.#secondary.covering(position);
-      if (p === undefined || s === undefined) return this.#advanceFin(p, s);
+      if (p === undefined || s === undefined) return advanceFin(this, p, s);
       const end = seqMin(p.end, s.end);
       const length = seqDistance(position, end);
       const pOffset = p.offset + seqDistance(p.seq, position);
@@ -255,29 +266,9 @@ export class StreamComparer<P extends Piece, S extends Piece> {
         return STREAM_DIFFERENT_BYTES;
       }
       this.compared = end;
-      this.#drop(end);
+      this.#primary = dropUntil(this.#primary, end, this.#handlers.onPrimaryDropped);
+      this.#secondary = dropUntil(this.#secondary, end, this.#handlers.onSecondaryDropped);
     }
-  }
-
-  #drop(seq: Seq): void {
-    this.#primary.dropUntil(seq, this.#handlers.onPrimaryDropped);
-    this.#secondary.dropUntil(seq, this.#handlers.onSecondaryDropped);
-    this.#primary = giveIfEmpty(this.#primary);
-    this.#secondary = giveIfEmpty(this.#secondary);
-  }
-
-  /** At `compared` one of the guests has no byte (yet): have they ended there? */
-  #advanceFin(p: P | undefined, s: S | undefined): StreamVerdict {
-    const primaryEnded = this.primaryFin === this.compared;
-    const secondaryEnded = this.secondaryFin === this.compared;
-    if (primaryEnded && secondaryEnded) {
-      this.compared = seqAdd(this.compared, 1);
-      return STREAM_EQUAL;
-    }
-    if ((primaryEnded && s !== undefined) || (secondaryEnded && p !== undefined)) {
-      return STREAM_DIFFERENT_FIN;
-    }
-    return STREAM_EQUAL;
   }
 
   /** Up to `bytesMax` bytes of either guest from `compared` on, hexadecimal, for a divergence's reason. */
@@ -288,6 +279,27 @@ export class StreamComparer<P extends Piece, S extends Piece> {
         : this.#secondary.covering(this.compared);
     return piece === undefined ? '' : excerptOf(piece, this.compared, bytesMax);
   }
+}
+
+/**
+ * At `compared` one of the guests has no byte (yet): have they ended there? A function, not a private method: see
+ * base/bits.ts.
+ */
+function advanceFin<P extends Piece, S extends Piece>(
+  comparer: StreamComparer<P, S>,
+  p: P | undefined,
+  s: S | undefined,
+): StreamVerdict {
+  const primaryEnded = comparer.primaryFin === comparer.compared;
+  const secondaryEnded = comparer.secondaryFin === comparer.compared;
+  if (primaryEnded && secondaryEnded) {
+    comparer.compared = seqAdd(comparer.compared, 1);
+    return STREAM_EQUAL;
+  }
+  if ((primaryEnded && s !== undefined) || (secondaryEnded && p !== undefined)) {
+    return STREAM_DIFFERENT_FIN;
+  }
+  return STREAM_EQUAL;
 }
 
 /** Up to `bytesMax` bytes of a piece from `seq` on, which lies within it, hexadecimal. */

@@ -16,6 +16,7 @@
  *
  * @module
  */
+import { hasBit, withBit } from '../base/bits.ts';
 import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqMax } from '../wire/seq.ts';
 import { TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 import { FLOW_CLOSED, FLOW_ESTABLISHED, FLOW_HALF_OPEN, type FlowClass } from './table.ts';
@@ -79,51 +80,51 @@ class TcpSide {
 
   /** Has it sent anything that we saw? Then `end` is meaningful. */
   get hasSent(): boolean {
-    return (this.#bits & HAS_SENT) !== 0;
+    return hasBit(this.#bits, HAS_SENT);
   }
 
   set hasSent(value: boolean) {
-    this.#set(HAS_SENT, value);
+    this.#bits = withBit(this.#bits, HAS_SENT, value);
   }
 
   get hasSyn(): boolean {
-    return (this.#bits & HAS_SYN) !== 0;
+    return hasBit(this.#bits, HAS_SYN);
   }
 
   set hasSyn(value: boolean) {
-    this.#set(HAS_SYN, value);
+    this.#bits = withBit(this.#bits, HAS_SYN, value);
   }
 
   get isSynAcked(): boolean {
-    return (this.#bits & IS_SYN_ACKED) !== 0;
+    return hasBit(this.#bits, IS_SYN_ACKED);
   }
 
   set isSynAcked(value: boolean) {
-    this.#set(IS_SYN_ACKED, value);
+    this.#bits = withBit(this.#bits, IS_SYN_ACKED, value);
   }
 
   get hasFin(): boolean {
-    return (this.#bits & HAS_FIN) !== 0;
+    return hasBit(this.#bits, HAS_FIN);
   }
 
   set hasFin(value: boolean) {
-    this.#set(HAS_FIN, value);
+    this.#bits = withBit(this.#bits, HAS_FIN, value);
   }
 
   get isFinAcked(): boolean {
-    return (this.#bits & IS_FIN_ACKED) !== 0;
+    return hasBit(this.#bits, IS_FIN_ACKED);
   }
 
   set isFinAcked(value: boolean) {
-    this.#set(IS_FIN_ACKED, value);
+    this.#bits = withBit(this.#bits, IS_FIN_ACKED, value);
   }
 
   get hasAcked(): boolean {
-    return (this.#bits & HAS_ACKED) !== 0;
+    return hasBit(this.#bits, HAS_ACKED);
   }
 
   set hasAcked(value: boolean) {
-    this.#set(HAS_ACKED, value);
+    this.#bits = withBit(this.#bits, HAS_ACKED, value);
   }
 
   /** After its SYN. */
@@ -168,10 +169,6 @@ class TcpSide {
     this.#finEnd = 0;
     this.#end = 0;
     this.#ackMax = 0;
-  }
-
-  #set(bit: number, value: boolean): void {
-    this.#bits = value ? this.#bits | bit : this.#bits & ~bit;
   }
 }
 

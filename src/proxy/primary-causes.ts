@@ -17,8 +17,8 @@ import type { TcpFlow } from './primary-tcp.ts';
 export function waitingSinceUs(flow: TcpFlow, compareTimeoutUs: Micros): Micros {
   return Math.min(
     headSinceUs(flow, compareTimeoutUs),
-    flow.heldAck.ackSinceUs,
-    flow.heldAck.windowSinceUs,
+    flow.heldAck?.ackSinceUs ?? NEVER,
+    flow.heldAck?.windowSinceUs ?? NEVER,
     sinceProgress(flow, flow.secondarySinceUs, compareTimeoutUs),
     flow.resetSinceUs,
   );
@@ -32,8 +32,8 @@ export function timeoutCause(flow: TcpFlow, compareTimeoutUs: Micros): Checkpoin
     return isReset ? 'reset-mismatch' : 'secondary-silent';
   }
   if (flow.resetSinceUs === since) return 'reset-mismatch';
-  if (flow.heldAck.ackSinceUs === since) return 'acknowledgement-behind';
-  if (flow.heldAck.windowSinceUs === since) return 'window-closed';
+  if (flow.heldAck?.ackSinceUs === since) return 'acknowledgement-behind';
+  if (flow.heldAck?.windowSinceUs === since) return 'window-closed';
   return 'primary-silent';
 }
 

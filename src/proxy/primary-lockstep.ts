@@ -155,7 +155,7 @@ export function isSameRange(
  */
 export function isSteady(flow: TcpFlow): boolean {
   const { comparer } = flow;
-  if (flow.diverged || flow.held.length > 0 || flow.heldAck.exists) return false;
+  if (flow.diverged || flow.held.length > 0 || flow.heldAck !== undefined) return false;
   if (!comparer.started || !flow.primaryEndKnown || flow.pickupSeq !== undefined) return false;
   if (comparer.primary.size > 0 || comparer.secondary.size > 0) return false;
   if (comparer.primaryFin !== undefined || comparer.secondaryFin !== undefined) return false;

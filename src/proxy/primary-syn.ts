@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { hasBit, withBit } from '../base/bits.ts';
 import { applyChecksumDelta, delta16, sumOfBytes } from '../rewrite/checksum-delta.ts';
 import { isTransportChecksumRight } from '../wire/checksum.ts';
 import type { FrameInfo } from '../wire/frame.ts';
@@ -70,24 +71,47 @@ function agree(primary: SynOptions, secondary: SynOptions): boolean {
   return (primary & BINDING) === (secondary & BINDING);
 }
 
+// Bits of `Handshake`; the two shifts are of what `withScaling` writes.
+const MATCHED = 1;
+const HAS_SECONDARY_ISN = 2;
+/** Did the SYN or SYN-ACK of the client that the PVM's belongs to offer window scaling (RFC 7323 §2.2)? undefined: not seen. */
+const CLIENT_SHIFT = 2;
+/** The same of the client's last SYN. */
+const CLIENT_SYN_SHIFT = 4;
+
+/** Two bits of `bits`: 0 undefined, 1 false, 2 true. */
+function scalingOf(bits: number, shift: number): boolean | undefined {
+  const value = (bits >> shift) & 3;
+  return value === 0 ? undefined : value === 2;
+}
+
+function withScaling(bits: number, shift: number, scales: boolean | undefined): number {
+  const value = scales === undefined ? 0 : scales ? 2 : 1;
+  return (bits & ~(3 << shift)) | (value << shift);
+}
+
 /** The two SYNs of one connection, through its incarnations. */
 export class Handshake {
   #primaryIsn = 0;
   /** The SVM's own, unadjusted. */
   #secondaryIsn = 0;
-  #hasSecondaryIsn = false;
   #primarySyn: SynOptions = NO_SYN;
   /** The SVM's SYN that was not matched with one of the PVM yet. */
   #secondarySyn: SynOptions = NO_SYN;
   /** What the matched SYN of the SVM offered; none after a checkpoint, when there is nothing to lower. */
   #agreedSyn: SynOptions = NO_SYN;
-  /** Did the SYN or SYN-ACK of the client that the PVM's belongs to offer window scaling (RFC 7323 §2.2)? undefined: not seen. */
-  #clientScales: boolean | undefined = undefined;
   /** The client's last SYN, which the PVM may answer. */
   #clientSynSeq = 0;
-  #clientSynScales: boolean | undefined = undefined;
+  #bits = 0;
+
   /** Have both guests sent their SYN: may the PVM's go? */
-  matched = false;
+  get matched(): boolean {
+    return hasBit(this.#bits, MATCHED);
+  }
+
+  set matched(value: boolean) {
+    this.#bits = withBit(this.#bits, MATCHED, value);
+  }
 
   /** The PVM's initial sequence number; undefined when the connection was open before it was seen. */
   get primaryIsn(): Seq | undefined {
@@ -110,12 +134,12 @@ export class Handshake {
     const scales = scratch.windowScale >= 0;
     if (!isAnswer) {
       this.#clientSynSeq = info.seq | 0;
-      this.#clientSynScales = scales;
+      this.#bits = withScaling(this.#bits, CLIENT_SYN_SHIFT, scales);
     }
     const isOpening = this.#primarySyn !== NO_SYN && (this.#primarySyn & SYN_ACK) === 0;
-    if (!isOpening || this.#clientScales !== undefined) return false;
+    if (!isOpening || scalingOf(this.#bits, CLIENT_SHIFT) !== undefined) return false;
     if (isAnswer && info.ack !== seqAdd(this.#primaryIsn >>> 0, 1)) return false;
-    this.#clientScales = scales;
+    this.#bits = withScaling(this.#bits, CLIENT_SHIFT, scales);
     return true;
   }
 
@@ -124,7 +148,8 @@ export class Handshake {
     if (this.primaryIsn === info.seq) return false;
     this.#primaryIsn = info.seq | 0;
     const isAnswer = (info.tcpFlags & TCP_ACK) !== 0 && info.ack === seqAdd(this.#clientSynSeq, 1);
-    this.#clientScales = isAnswer ? this.#clientSynScales : undefined;
+    const scales = isAnswer ? scalingOf(this.#bits, CLIENT_SYN_SHIFT) : undefined;
+    this.#bits = withScaling(this.#bits, CLIENT_SHIFT, scales);
     this.#primarySyn = readSyn(info);
     this.#agreedSyn = NO_SYN;
     this.matched = false;
@@ -133,9 +158,10 @@ export class Handshake {
 
   /** As `onPrimarySyn`, of the SVM. */
   onSecondarySyn(info: FrameInfo): boolean {
-    if (this.#hasSecondaryIsn && this.#secondaryIsn >>> 0 === info.seq) return false;
+    if (hasBit(this.#bits, HAS_SECONDARY_ISN) && this.#secondaryIsn >>> 0 === info.seq)
+      return false;
     this.#secondaryIsn = info.seq | 0;
-    this.#hasSecondaryIsn = true;
+    this.#bits |= HAS_SECONDARY_ISN;
     this.#secondarySyn = readSyn(info);
     this.matched = false;
     return true;
@@ -155,10 +181,11 @@ export class Handshake {
   /** A checkpoint was committed: the SVM has the PVM's connection. */
   adoptCheckpoint(): void {
     this.#secondaryIsn = this.#primaryIsn;
-    this.#hasSecondaryIsn = this.#primarySyn !== NO_SYN;
+    const isKnown = this.#primarySyn !== NO_SYN;
+    this.#bits = withBit(this.#bits, HAS_SECONDARY_ISN, isKnown);
     this.#secondarySyn = NO_SYN;
     this.#agreedSyn = NO_SYN;
-    this.matched = this.#primarySyn !== NO_SYN;
+    this.matched = isKnown;
   }
 
   /** The guests' window shift, 0..14; it counts only when the client scales too. -1: not known. */
@@ -168,7 +195,8 @@ export class Handshake {
     if (syn === NO_SYN) return -1;
     const scale = windowScaleOf(syn);
     if (scale < 0) return 0;
-    if (this.#clientScales !== undefined) return this.#clientScales ? scale : 0;
+    const clientScales = scalingOf(this.#bits, CLIENT_SHIFT);
+    if (clientScales !== undefined) return clientScales ? scale : 0;
     return (syn & SYN_ACK) !== 0 ? scale : -1;
   }
 

@@ -4,6 +4,8 @@
  *
  * @module
  */
+import { hasBit, withBit } from '../base/bits.ts';
+import { type Micros, NEVER } from '../base/time.ts';
 import type { Seq } from '../wire/seq.ts';
 
 const PRIMARY_END_KNOWN = 1;
@@ -22,6 +24,27 @@ export class TcpFacts {
   #primaryEnd = 0;
   #releasedEnd = 0;
   #clientAck = 0;
+  // Not NEVER while nothing waits: a number that is no 32-bit integer takes 16 bytes outside the object.
+  #secondarySinceUs: Micros | undefined = undefined;
+  #resetSinceUs: Micros | undefined = undefined;
+
+  /** Since when output of the SVM waits for the PVM's; NEVER: none does. */
+  get secondarySinceUs(): Micros {
+    return this.#secondarySinceUs ?? NEVER;
+  }
+
+  set secondarySinceUs(timeUs: Micros) {
+    this.#secondarySinceUs = timeUs === NEVER ? undefined : timeUs;
+  }
+
+  /** Since when one guest's RST waits for the other's; NEVER: none does. */
+  get resetSinceUs(): Micros {
+    return this.#resetSinceUs ?? NEVER;
+  }
+
+  set resetSinceUs(timeUs: Micros) {
+    this.#resetSinceUs = timeUs === NEVER ? undefined : timeUs;
+  }
 
   /** End of all that the PVM has sent. */
   get primaryEnd(): Seq {
@@ -52,95 +75,91 @@ export class TcpFacts {
 
   /** Is `primaryEnd` meaningful? */
   get primaryEndKnown(): boolean {
-    return (this.#bits & PRIMARY_END_KNOWN) !== 0;
+    return hasBit(this.#bits, PRIMARY_END_KNOWN);
   }
 
   set primaryEndKnown(value: boolean) {
-    this.#set(PRIMARY_END_KNOWN, value);
+    this.#bits = withBit(this.#bits, PRIMARY_END_KNOWN, value);
   }
 
   /** Is `releasedEnd` meaningful? */
   get releasedKnown(): boolean {
-    return (this.#bits & RELEASED_KNOWN) !== 0;
+    return hasBit(this.#bits, RELEASED_KNOWN);
   }
 
   set releasedKnown(value: boolean) {
-    this.#set(RELEASED_KNOWN, value);
+    this.#bits = withBit(this.#bits, RELEASED_KNOWN, value);
   }
 
   /** Is `clientAck` meaningful? */
   get clientAckKnown(): boolean {
-    return (this.#bits & CLIENT_ACK_KNOWN) !== 0;
+    return hasBit(this.#bits, CLIENT_ACK_KNOWN);
   }
 
   set clientAckKnown(value: boolean) {
-    this.#set(CLIENT_ACK_KNOWN, value);
+    this.#bits = withBit(this.#bits, CLIENT_ACK_KNOWN, value);
   }
 
   /** The PVM has sent a RST. */
   get primaryReset(): boolean {
-    return (this.#bits & PRIMARY_RESET) !== 0;
+    return hasBit(this.#bits, PRIMARY_RESET);
   }
 
   set primaryReset(value: boolean) {
-    this.#set(PRIMARY_RESET, value);
+    this.#bits = withBit(this.#bits, PRIMARY_RESET, value);
   }
 
   /** The SVM has sent a RST. */
   get secondaryReset(): boolean {
-    return (this.#bits & SECONDARY_RESET) !== 0;
+    return hasBit(this.#bits, SECONDARY_RESET);
   }
 
   set secondaryReset(value: boolean) {
-    this.#set(SECONDARY_RESET, value);
+    this.#bits = withBit(this.#bits, SECONDARY_RESET, value);
   }
 
   /** The guests differ here, see PrimaryFlowBase. */
   get diverged(): boolean {
-    return (this.#bits & DIVERGED) !== 0;
+    return hasBit(this.#bits, DIVERGED);
   }
 
   set diverged(value: boolean) {
-    this.#set(DIVERGED, value);
+    this.#bits = withBit(this.#bits, DIVERGED, value);
   }
 
   /** See PrimaryFlowBase. */
   get reported(): boolean {
-    return (this.#bits & REPORTED) !== 0;
+    return hasBit(this.#bits, REPORTED);
   }
 
   set reported(value: boolean) {
-    this.#set(REPORTED, value);
+    this.#bits = withBit(this.#bits, REPORTED, value);
   }
 
   /** See PrimaryFlowBase. */
   get dirty(): boolean {
-    return (this.#bits & DIRTY) !== 0;
+    return hasBit(this.#bits, DIRTY);
   }
 
   set dirty(value: boolean) {
-    this.#set(DIRTY, value);
+    this.#bits = withBit(this.#bits, DIRTY, value);
   }
 
   /** See PrimaryFlowBase. */
   get progressed(): boolean {
-    return (this.#bits & PROGRESSED) !== 0;
+    return hasBit(this.#bits, PROGRESSED);
   }
 
   set progressed(value: boolean) {
-    this.#set(PROGRESSED, value);
+    this.#bits = withBit(this.#bits, PROGRESSED, value);
   }
 
   /** See PrimaryFlowBase. */
   get inReport(): boolean {
-    return (this.#bits & IN_REPORT) !== 0;
+    return hasBit(this.#bits, IN_REPORT);
   }
 
   set inReport(value: boolean) {
-    this.#set(IN_REPORT, value);
-  }
-
-  #set(bit: number, value: boolean): void {
-    this.#bits = value ? this.#bits | bit : this.#bits & ~bit;
+    this.#bits = withBit(this.#bits, IN_REPORT, value);
   }
 }

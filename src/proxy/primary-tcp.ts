@@ -32,7 +32,7 @@ import { type Seq, seqAdd, seqBefore, seqBeforeOrEqual, seqDistance, seqMax } fr
 import { TCP_ACK, TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, type TcpOptions } from '../wire/tcp-options.ts';
 import type { PooledFrame } from './frame-pool.ts';
-import { HeldAck } from './primary-ack.ts';
+import { dropAck, type KeptAck, passAck, sendPendingAck, sendWholeAck } from './primary-ack.ts';
 import { timeoutCause, waitingSinceUs, wantCheckpoint } from './primary-causes.ts';
 import type { PrimaryContext, PrimaryFlowBase } from './primary-context.ts';
 import { type LentSegment, settleLent } from './primary-lent.ts';
@@ -84,11 +84,9 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   readonly connection = new TcpTrack();
 
   /** What could not (wholly) go out of the PVM's last ACK. */
-  readonly heldAck: HeldAck;
-  secondarySinceUs: Micros = NEVER;
+  heldAck: KeptAck | undefined = undefined;
   /** When the agreed prefix grew last. */
   progressUs: Micros = 0;
-  resetSinceUs: Micros = NEVER;
 
   /** Segments in `held` with `isRepeat`. */
   #repeatsHeld = 0;
@@ -97,7 +95,6 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   constructor(context: PrimaryContext) {
     super();
     this.#context = context;
-    this.heldAck = new HeldAck(context, this);
     this.comparer = new StreamComparer(STREAM_HANDLERS);
   }
 
@@ -201,7 +198,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     for (const segment of held) this.#send(segment);
     heldArrays.give(held);
     this.comparer.reset();
-    this.heldAck.sendWhole(this.#releasedEnd());
+    sendWholeAck(this.#context, this, this.#releasedEnd());
     this.secondarySinceUs = NEVER;
     this.resetSinceUs = NEVER;
     this.diverged = false;
@@ -216,7 +213,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     if (this.primaryEndKnown) this.comparer.restart(this.primaryEnd);
     else this.comparer.reset();
     this.gate.adoptPrimary();
-    this.heldAck.sendWhole(this.#releasedEnd());
+    sendWholeAck(this.#context, this, this.#releasedEnd());
     this.pickupSeq = undefined;
     this.handshake.adoptCheckpoint();
     this.secondaryReset = this.primaryReset;
@@ -238,7 +235,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
 
   /** End of the batch: the SVM may have caught up with a held ACK. */
   onFlush(): void {
-    if (this.heldAck.exists && !this.diverged) this.heldAck.sendPending(this.#releasedEnd());
+    if (!this.diverged) sendPendingAck(this.#context, this, this.#releasedEnd());
     this.#armIfWaiting();
   }
 
@@ -256,7 +253,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     this.primaryReset = false;
     this.gate.primaryKnown = false;
     this.gate.emittedKnown = false;
-    this.heldAck.drop();
+    dropAck(this.#context, this);
     this.comparer.clearPrimary();
     this.gate.windowShift = this.handshake.windowShift();
     this.#matchSyn();
@@ -374,7 +371,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     }
     const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
     if (!gate.onSecondary(info.ack, info.window, isSyn, options)) return;
-    if (this.heldAck.exists) this.#context.markDirty(this);
+    if (this.heldAck !== undefined) this.#context.markDirty(this);
   }
 
   #offerSecondary(info: FrameInfo): void {
@@ -530,7 +527,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
       (flags & (TCP_SYN | TCP_FIN | TCP_RST)) === 0 &&
       (flags & TCP_ACK) !== 0;
     if ((flags & TCP_ACK) !== 0 && (flags & TCP_RST) === 0) {
-      if (!this.heldAck.pass(segment, isPureAck)) {
+      if (!passAck(this.#context, this, segment, isPureAck)) {
         this.#free(segment);
         return;
       }
@@ -584,7 +581,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     const { nowUs, config, wheel } = this.#context;
     const sinceUs = this.waitingSinceUs();
     // Nothing waits for the SVM, yet a smaller window than the PVM's is out: a commit must find the flow in the wheel.
-    if (sinceUs === NEVER && !this.heldAck.exists) return;
+    if (sinceUs === NEVER && this.heldAck === undefined) return;
     wheel.arm(this, (sinceUs === NEVER ? nowUs : sinceUs) + config.compareTimeoutUs);
   }
 }

@@ -153,14 +153,14 @@ const INPUT_COMMIT: readonly Mutant[] = [
     'G2',
     ACK,
     'SACK blocks are those of the PVM',
-    'const trims = segment.hasSack && this.#blocksCovered(segment) < 0;',
+    'const trims = segment.hasSack && blocksCovered(context, flow, segment) < 0;',
     'const trims = false;',
   ),
   mutant(
     'G2',
     TCP,
     'a held ACK never follows',
-    'if (this.heldAck.exists && !this.diverged) this.heldAck.sendPending(this.#releasedEnd());',
+    'if (!this.diverged) sendPendingAck(this.#context, this, this.#releasedEnd());',
     '',
   ),
   mutant(
@@ -350,8 +350,8 @@ const LIVENESS: readonly Mutant[] = [
     'sinceProgress(flow, flow.secondarySinceUs, compareTimeoutUs),\n',
     '',
   ),
-  mutant('G6', CAUSES, 'nobody waits for an ACK', 'flow.heldAck.ackSinceUs,\n', ''),
-  mutant('G6', CAUSES, 'nobody waits for a window', 'flow.heldAck.windowSinceUs,\n', ''),
+  mutant('G6', CAUSES, 'nobody waits for an ACK', 'flow.heldAck?.ackSinceUs ?? NEVER,\n', ''),
+  mutant('G6', CAUSES, 'nobody waits for a window', 'flow.heldAck?.windowSinceUs ?? NEVER,\n', ''),
   mutant('G6', CAUSES, 'nobody waits for a RST of the PVM', 'flow.resetSinceUs,\n  );', ');'),
   mutant(
     'G6',

@@ -64,7 +64,8 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
       },
       {
         file: 'src/proxy/primary-syn.ts',
-        search: '    if (!isOpening || this.#clientScales !== undefined) return false;\n',
+        search:
+          '    if (!isOpening || scalingOf(this.#bits, CLIENT_SHIFT) !== undefined) return false;\n',
         replace: '',
       },
       {
@@ -121,7 +122,7 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
   mutant(
     'window-at-a-commit',
     TCP,
-    'if (sinceUs === NEVER && !this.heldAck.exists) return;',
+    'if (sinceUs === NEVER && this.heldAck === undefined) return;',
     'if (sinceUs === NEVER) return;',
   ),
   mutant(
