@@ -29,6 +29,7 @@ import {
 } from '../net/packet.ts';
 import {
   createConnection,
+  endConnection,
   type TcpConnection,
   type TcpIo,
   type TcpOptions,
@@ -407,8 +408,12 @@ export class Host {
     if (segment === undefined) return;
     const key = connectionKey(packet.src, segment.srcPort, segment.dstPort);
     let connection = this.state.connections.get(key);
-    if (connection?.state === 'time-wait' && this.#mayReplace(connection, segment))
+    if (connection?.state === 'time-wait' && this.#mayReplace(connection, segment)) {
+      // The application must see the end of the old one, or it goes on in the new one with what it remembers of it.
+      endConnection(connection, '');
+      this.touch(key, connection);
       connection = undefined;
+    }
     if (connection === undefined) {
       if (
         !this.state.listening.has(segment.dstPort) ||

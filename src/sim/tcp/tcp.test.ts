@@ -3,7 +3,7 @@ import { Prng } from '../../base/prng.ts';
 import { type Micros, NEVER } from '../../base/time.ts';
 import { EventQueue } from '../event-queue.ts';
 import { ClientApplication, expectedBytes, type SessionPlan } from '../host/client.ts';
-import { content, FLAG_READ_SLOWLY } from '../host/content.ts';
+import { content, FLAG_CLOSE, FLAG_READ_SLOWLY } from '../host/content.ts';
 import { createHostState, Host, type HostState } from '../host/host.ts';
 import { GuestService, SERVICE_PORT } from '../host/service.ts';
 import { completeOffload } from '../net/offload.ts';
@@ -163,6 +163,29 @@ describe('model TCP', () => {
       const tcp = { ...TCP, probeWithByte, receiveBytesMax: 4_000 };
       transfer(5, CLEAN, tcp, '0a000001', { ...PLAN, requests });
     }
+  });
+
+  test('a connection in the place of one in TIME-WAIT has nothing of what the service had not read', () => {
+    const pair = new Pair(9, CLEAN, TCP);
+    const [upload, small] = PLAN.requests;
+    const requests = [
+      { ...small!, flags: FLAG_CLOSE | FLAG_READ_SLOWLY, bodyBytes: 0, seed: 3 },
+      { ...upload!, bodyBytes: 5_000 },
+    ];
+    const closed = { ...PLAN, requests, ending: 'guest-closes', isPipelined: true } as const;
+    const first = pair.application.start(pair.client, '0a000001', closed, 5_000);
+    pair.run(100_000);
+    expect([first.isDone, first.error]).toEqual([true, '']);
+    const [old] = pair.guest.state.connections.values();
+    expect(old!.state).toBe('time-wait');
+    expect(old!.received.length).toBeGreaterThan(1_000);
+    const second = pair.application.start(pair.client, '0a000001', PLAN, 5_000);
+    pair.run(102_000);
+    expect([...pair.guest.state.connections.values()]).not.toContain(old);
+    pair.run(600_000_000);
+    expect([second.isDone, second.error]).toEqual([true, '']);
+    expect(second.receivedCount).toBe(expectedBytes(PLAN));
+    expect(pair.guest.state.application.damage).toBe(0);
   });
 
   test.each(Array.from({ length: 60 }, (_, i) => i))(
