@@ -6,7 +6,9 @@
  * | row | what is done for each frame |
  * | --- | --- |
  * | dissect | headers and options of a TCP segment of 1400 bytes |
- * | lookup, N flows | key, hash and find, flows in random order |
+ * | lookup, N flows | key, hash and find, all the flows in random order |
+ * | + touch, N flows | the same, and each flow becomes the most recently used, as every frame makes its flow |
+ * | memory, a read | one read at random in 64 MiB, each from where the one before it says: what no cache holds costs this here |
  * | compare | both guests' pieces of 1400 bytes queued, compared, dropped |
  * | dissect + lookup + compare | the three, with a thousand flows |
  * | translate, SVM's | sequence number and timestamp of a segment, checksum updated |
@@ -70,7 +72,7 @@ function dissectSegment(): void {
 
 interface Place {
   readonly table: FlowTable<FlowEntry>;
-  /** Random flows: last byte but one of the client's address, and its port. */
+  /** All its flows, in random order. */
   readonly order: Uint32Array;
 }
 
@@ -86,17 +88,51 @@ function createPlace(flows: number): Place {
     dissectSegment();
     table.insert(info, true, { slot: -1 }, 0, FLOW_ESTABLISHED);
   }
-  return { table, order: Uint32Array.from({ length: 65_536 }, () => prng.nextBelow(flows)) };
+  return { table, order: shuffled(flows) };
 }
 
-/** The key is in the dissected frame: only address and port change, as `info` says where. */
-function lookup({ table, order }: Place): (i: number) => void {
+/** 0 to `count` - 1. With `count` places that each name the next, in this order, one comes to all of them. */
+function shuffled(count: number): Uint32Array {
+  const order = Uint32Array.from({ length: count }, (_, i) => i);
+  for (let i = count - 1; i > 0; i--) {
+    const other = prng.nextBelow(i + 1);
+    const item = order[i]!;
+    order[i] = order[other]!;
+    order[other] = item;
+  }
+  return order;
+}
+
+/**
+ * The key is in the dissected frame: only address and port change, as `info` says where. One frame serves all flows, so that no
+ * frame has to be fetched from memory; `order` is read in sequence. Each call goes on where the last one stopped, also that of
+ * another turn: no flow is in a cache because it was asked for a moment ago.
+ */
+function lookup({ table, order }: Place, touches: boolean): (i: number) => void {
+  let next = 0;
   return (i) => {
-    setFlow(order[i & 65_535]!);
+    setFlow(order[next]!);
+    next = next + 1 === order.length ? 0 : next + 1;
     info.bytes = segment.buffer.bytes;
     info.srcPort = 80;
     info.dstPort = segment.buffer.view.getUint16(segment.offset + 14 + 22);
-    if (table.find(info, true) === undefined) throw new Error('a flow is missing');
+    const flow = table.find(info, true);
+    if (flow === undefined) throw new Error('a flow is missing');
+    if (touches) table.touch(flow, i);
+  };
+}
+
+/** Reads one place after the other, each in a cache line of its own. */
+function readAtRandom(): () => void {
+  const lines = 2 ** 20;
+  const lineWords = 16;
+  const memory = new Uint32Array(lines * lineWords);
+  const order = shuffled(lines);
+  for (let i = 0; i < lines; i++) memory[order[i]! * lineWords] = order[(i + 1) % lines]!;
+  let at = 0;
+  return () => {
+    at = memory[at * lineWords]!;
+    sink += at;
   };
 }
 
@@ -126,12 +162,17 @@ function nanoseconds(work: (i: number) => void, count = FRAMES): number {
 }
 
 function measureAll(): Record<string, number> {
-  const places = FLOW_COUNTS.map((flows) => ({ flows, find: lookup(createPlace(flows)) }));
+  const places = FLOW_COUNTS.map((flows) => {
+    const place = createPlace(flows);
+    return { flows, find: lookup(place, false), touch: lookup(place, true) };
+  });
   dissectSegment();
   const find = places[0]!.find;
   const works: Record<string, (i: number) => void> = {
     dissect: dissectSegment,
     ...Object.fromEntries(places.map((place) => [`lookup, ${place.flows} flows`, place.find])),
+    ...Object.fromEntries(places.map((place) => [`+ touch, ${place.flows} flows`, place.touch])),
+    'memory, a read': readAtRandom(),
     compare,
     'dissect + lookup + compare': (i) => {
       dissectSegment();
@@ -156,7 +197,7 @@ function measureAll(): Record<string, number> {
   const best: Record<string, number> = {};
   for (let turn = 0; turn < TURNS; turn++) {
     for (const [name, work] of Object.entries(works)) {
-      if (name.startsWith('lookup')) dissectSegment();
+      if (name.endsWith('flows')) dissectSegment();
       best[name] = Math.min(best[name] ?? Number.POSITIVE_INFINITY, nanoseconds(work));
     }
   }
