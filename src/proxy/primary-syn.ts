@@ -95,6 +95,9 @@ export class Handshake {
   #primaryIsn = 0;
   /** The SVM's own, unadjusted. */
   #secondaryIsn = 0;
+  /** What the PVM's SYN-ACK acknowledges, and the SVM's. */
+  #primaryAck = 0;
+  #secondaryAck = 0;
   #primarySyn: SynOptions = NO_SYN;
   /** The SVM's SYN that was not matched with one of the PVM yet. */
   #secondarySyn: SynOptions = NO_SYN;
@@ -150,6 +153,7 @@ export class Handshake {
     const isAnswer = (info.tcpFlags & TCP_ACK) !== 0 && info.ack === seqAdd(this.#clientSynSeq, 1);
     const scales = isAnswer ? scalingOf(this.#bits, CLIENT_SYN_SHIFT) : undefined;
     this.#bits = withScaling(this.#bits, CLIENT_SHIFT, scales);
+    this.#primaryAck = info.ack | 0;
     this.#primarySyn = readSyn(info);
     this.#agreedSyn = NO_SYN;
     this.matched = false;
@@ -162,14 +166,17 @@ export class Handshake {
       return false;
     this.#secondaryIsn = info.seq | 0;
     this.#bits |= HAS_SECONDARY_ISN;
+    this.#secondaryAck = info.ack | 0;
     this.#secondarySyn = readSyn(info);
     this.matched = false;
     return true;
   }
 
-  /** Matches the two SYNs if both are here. */
+  /** Matches the two SYNs if both are here. SYN-ACKs that answer different SYNs of the client are of different connections. */
   match(): 'waiting' | 'matched' | 'different' {
     if (this.#primarySyn === NO_SYN || this.#secondarySyn === NO_SYN) return 'waiting';
+    const areAnswers = (this.#primarySyn & this.#secondarySyn & SYN_ACK) !== 0;
+    if (areAnswers && this.#primaryAck !== this.#secondaryAck) return 'waiting';
     const secondarySyn = this.#secondarySyn;
     this.#secondarySyn = NO_SYN;
     if (!agree(this.#primarySyn, secondarySyn)) return 'different';

@@ -65,6 +65,15 @@ function withTs(
 }
 
 describe('failover, handshakes', () => {
+  it('learns the ISN from a probe, one before the first byte, when nothing else came', () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN }));
+    w.svm(fromSvm(-1, '', { flags: TCP_SYN | TCP_ACK }));
+    w.failover();
+    const [probe] = w.net(fromClient({ seq: CLIENT_ISN, ack: primarySeq(0) }));
+    expect(numbers(probe!)).toEqual({ seq: CLIENT_ISN, ack: secondarySeq(0) });
+  });
+
   it('learns the ISN from a later segment when the copy and the first ACK are lost with the primary', () => {
     const w = new SecondaryWorld().protect();
     w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN }));
@@ -470,6 +479,21 @@ describe('failover, timestamps', () => {
     expect(tsval).toBe(timestamps(probe!).tsval + 10);
     const [next] = w.serve(fromSvm(1, 'y', withTs(SECONDARY_TSVAL + 30, 102)));
     expect(timestamps(next!).tsval).toBe(tsval + 20);
+  });
+
+  it("learns the PVM's clock with its ISN from what the client says after the failover", () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN, ...withTs(100, 0) }));
+    const synAck = (tsval: number): TestFrame =>
+      fromSvm(-1, '', { flags: TCP_SYN | TCP_ACK, ...withTs(tsval, 100) });
+    w.svm(synAck(SECONDARY_TSVAL));
+    w.failover();
+    // The SVM's clock is the client's second: it refuses the repeated SYN-ACK, and answers with what it had of the PVM.
+    w.serve(synAck(SECONDARY_TSVAL + 1_000));
+    const [ack] = w.net(fromClient({ ack: primarySeq(0), ...withTs(1_101, PRIMARY_TSVAL) }));
+    expect(timestamps(ack!).tsecr).toBe(SECONDARY_TSVAL);
+    const [data] = w.serve(fromSvm(0, 'x', withTs(SECONDARY_TSVAL + 1_010, 1_101)));
+    expect(timestamps(data!).tsval).toBe(PRIMARY_TSVAL + 1_010 + TIMESTAMP_MARGIN);
   });
 
   it('translates echoes back by what was in force when their original was sent', () => {

@@ -227,8 +227,8 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
    * A segment of the client with ACK while the PVM's ISN is unknown: the first one acknowledges just the PVM's SYN, so
    * `ack - 1` is its ISN. Only where a handshake is under way, and only the segment that completes it.
    *
-   * After the failover (the copy of the PVM's SYN was lost with the primary) a later segment will do: the SVM has sent
-   * nothing but its SYN-ACK, so no byte of the PVM was released, and no ACK can be beyond its SYN.
+   * After the failover (the copy of the PVM's SYN was lost with the primary) any other segment will do, be it a probe one
+   * before: the SVM has sent nothing but its SYN-ACK, so no byte of the PVM was released, and no ACK can be beyond its SYN.
    *
    * A damaged segment, which the SVM refuses anyway, must not decide over the connection.
    */
@@ -242,13 +242,14 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
       clientIsn !== undefined &&
       this.secondaryIsn !== undefined &&
       this.guestEnd === undefined &&
-      seqDistance(clientIsn, info.seq) > 1 &&
+      seqDistance(clientIsn, info.seq) >= 0 &&
       seqDistance(clientIsn, info.seq) <= WINDOW_BYTES_MAX;
     if (isSynAck || isFirst || isLate) {
       this.primaryIsn = seqAdd(info.ack, -1);
       // It echoes the TSval of what it acknowledges. Linux refuses an ACK of its SYN-ACK with another echo. After the
-      // failover that SYN-ACK was the SVM's, whose clock the client knows already.
-      if (!failedOver && options.hasTimestamps) this.primarySynTsval = options.tsecr;
+      // failover that may be the SVM's SYN-ACK, whose clock the client then knows already.
+      const isOfSvm = failedOver && this.primaryIsn === this.secondaryIsn;
+      if (!isOfSvm && options.hasTimestamps) this.primarySynTsval = options.tsecr;
       this.#learn();
     } else if (this.secondaryIsn === undefined) {
       // Not of the handshake that was seen (a forged SYN): the connection is older than the last commit.

@@ -101,27 +101,30 @@ export class SecondaryFlows {
 
   /**
    * Translates a frame of the SVM in place into the PVM's numbers and keeps a copy, until it is confirmed. Before the
-   * failover a SYN stays as it is (docs/ARCHITECTURE.md: the primary takes its number as the SVM's ISN).
+   * failover a SYN stays as it is (docs/ARCHITECTURE.md: the primary takes its number as the SVM's ISN). False (and counted) when
+   * the primary must not hear of it.
    */
-  onGuest(info: FrameInfo): void {
-    if (info.ipVersion === 0) return;
+  onGuest(info: FrameInfo): boolean {
+    if (info.ipVersion === 0) return true;
     if (info.protocol === IP_PROTOCOL_TCP) {
       if (hasTcpHeader(info) || (info.isFragment && readFragmentTcpHeader(info))) {
-        this.#onGuestSegment(info);
-      } else this.#retain('datagram', info, undefined, 0);
-      return;
+        return this.#onGuestSegment(info);
+      }
+      this.#retain('datagram', info, undefined, 0);
+      return true;
     }
     if (isIcmp(info) && dissectQuote(info, this.#quote)) this.#onGuestQuote(info);
     this.#onGuestDatagram(info);
+    return true;
   }
 
-  #onGuestSegment(info: FrameInfo): void {
+  #onGuestSegment(info: FrameInfo): boolean {
     const isSyn = (info.tcpFlags & TCP_SYN) !== 0;
     const isReset = (info.tcpFlags & TCP_RST) !== 0;
     let flow = this.#findTcp(info, true);
     // A RST is often the answer to a stray segment: it opens nothing.
     if (flow === undefined && !isReset) flow = this.#insertTcp(info, true, isSyn);
-    if (flow === undefined) return;
+    if (flow === undefined) return !isSyn || this.#mayBeginUnknown();
     const options = this.#parse(info);
     if (isSyn) this.#onGuestSyn(flow, info, options);
     else {
@@ -132,6 +135,17 @@ export class SecondaryFlows {
     flow.followGuest(info, options);
     this.#classify(flow);
     this.#retainSegment(flow, info, isSyn);
+    return true;
+  }
+
+  /**
+   * May a connection begin that the table has no room for? Before the failover it could not be translated, and would be lost
+   * with its first ACK. So its SYN stops here: then the PVM's waits for the checkpoint that was asked for.
+   */
+  #mayBeginUnknown(): boolean {
+    if (this.failedOver) return true;
+    this.#dropped.add('syn-flow-limit');
+    return false;
   }
 
   /** The SVM sends on a connection: its handshake is over, as far as one was seen. */
@@ -254,7 +268,8 @@ export class SecondaryFlows {
     let flow = this.#findTcp(info, false);
     if ((flags & (TCP_SYN | TCP_ACK)) === TCP_SYN) {
       if (flow === undefined && !this.failedOver) flow = this.#insertTcp(info, false, true);
-      flow?.onClientSyn(info);
+      if (flow === undefined) return this.#mayBeginUnknown();
+      flow.onClientSyn(info);
       return true;
     }
     if (flow === undefined) return true;

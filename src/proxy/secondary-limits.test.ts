@@ -47,6 +47,27 @@ describe('SecondaryEngine, limits', () => {
     expect([w.counter('flowsEvicted'), w.engine.status(w.nowUs).flows]).toEqual([1, 2]);
   });
 
+  it('lets no connection begin that it could not translate: a checkpoint brings it', () => {
+    const w = new SecondaryWorld({ flowsMax: 1 }).protect().open();
+    const syn = () => fromClient({ srcPort: 3, seq: CLIENT_ISN, flags: TCP_SYN });
+    const guestSyn = () => tcpFrame({ srcPort: 9_000, dstPort: 3, seq: 1, flags: TCP_SYN });
+    expect([w.client(syn()), w.svm(guestSyn()), w.dropped('syn-flow-limit')]).toEqual([[], [], 2]);
+    expect(w.out.messages.filter((m) => m.type === 'checkpoint-request')).toHaveLength(1);
+    w.begin();
+    w.commit();
+    // As of then it is the PVM's connection, in the PVM's numbers.
+    const [data] = w.svm(tcpFrame({ dstPort: 3, seq: PRIMARY_ISN + 1, payload: 'x' }));
+    expect(numbers(data!).seq).toBe(PRIMARY_ISN + 1);
+  });
+
+  it('lets connections begin in a full table after the failover', () => {
+    const w = new SecondaryWorld({ flowsMax: 1 }).protect().open();
+    w.failover();
+    const synAck = { dstPort: 3, flags: TCP_SYN | TCP_ACK, seq: 1, ack: CLIENT_ISN + 1 };
+    expect(w.net(fromClient({ srcPort: 3, seq: CLIENT_ISN, flags: TCP_SYN }))).toHaveLength(1);
+    expect(w.serve(tcpFrame(synAck))).toHaveLength(1);
+  });
+
   it('forgets flows without a difference first', () => {
     const w = new SecondaryWorld({ flowsMax: 2 }).protect();
     w.open();

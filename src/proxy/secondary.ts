@@ -442,7 +442,7 @@ export class SecondaryEngine implements Engine {
       this.#dropped.add('guest-not-synced');
       return;
     }
-    this.#flows.onGuest(info);
+    if (!this.#flows.onGuest(info)) return;
     if (!this.#peerUp) {
       this.#counters.add('outputWithoutPeer');
       return;

@@ -101,6 +101,24 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     '      !failedOver &&\n',
   ),
   mutant(
+    'probe-before-the-first-ack',
+    FLOW,
+    'seqDistance(clientIsn, info.seq) >= 0 &&',
+    'seqDistance(clientIsn, info.seq) > 1 &&',
+  ),
+  mutant(
+    'syn-in-a-full-table',
+    FLOWS,
+    "this.#dropped.add('syn-flow-limit');\n    return false;",
+    "this.#dropped.add('syn-flow-limit');\n    return true;",
+  ),
+  mutant(
+    'answer-to-another-syn',
+    'src/proxy/primary-syn.ts',
+    "if (areAnswers && this.#primaryAck !== this.#secondaryAck) return 'waiting';",
+    '',
+  ),
+  mutant(
     'damaged-first-ack',
     FLOW,
     'if (info.isFragment || !isTransportChecksumRight(info)) return;',

@@ -131,6 +131,55 @@ const HANDSHAKE_LOST_WITH_PRIMARY: Scenario = {
   untilMs: PROTECTED_MS + 4_100,
 };
 
+const PROBE_BEFORE_THE_FIRST_ACK: Scenario = {
+  name: 'probe-before-the-first-ack',
+  about:
+    'As handshake-lost-with-the-primary, but what the survivor heard first of the client was a probe, one before its first byte: it did not count, and reached the SVM untranslated.',
+  options: (calm) => ({ ...calm, clientTcp: { ...calm.clientTcp, keepaliveUs: 100 * US_PER_MS } }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const session = loseHandshake(stage);
+      const { connection } = session;
+      let isProbed = false;
+      stage.onSegment(world.secondaryNet.to, (segment) => {
+        if ((segment.flags & ACK) === 0) return undefined;
+        isProbed ||= segment.seq === connection.iss;
+        return isProbed ? undefined : { isLost: true };
+      });
+      stage.at(PROTECTED_MS + 4_000, () => {
+        stage.demand('G5', isProbed, 'the client has sent no probe');
+        stage.demand('G5', isDone(session), `the session ends: ${session.error || 'never'}`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 4_100,
+};
+
+const SYN_IN_A_FULL_TABLE: Scenario = {
+  name: 'syn-in-a-full-table',
+  about:
+    "A connection began for which the secondary's table had no room, all others being translated: the SVM got its segments untranslated, and would have reset it after a failover.",
+  options: (calm) => ({ ...calm, config: { ...calm.config, flowsMax: 2 } }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      // Nobody makes the checkpoint that the secondary asks for.
+      world.vm.isDeaf = true;
+      // Closed: for the primary nothing is left of them, the secondary lets them linger.
+      for (let i = 0; i < 2; i++) stage.open(plan([request(10)]));
+      stage.at(PROTECTED_MS + 20, () => {
+        const session = stage.open(plan([request(2_000)]));
+        stage.at(PROTECTED_MS + 60, () => stage.killPrimary());
+        stage.at(PROTECTED_MS + 4_000, () => {
+          stage.demand('G5', isDone(session), `the session ends: ${session.error || 'never'}`);
+        });
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 4_100,
+};
+
 const DAMAGED_FIRST_ACK: Scenario = {
   name: 'damaged-first-ack',
   about:
@@ -257,6 +306,8 @@ export const FAILOVER_SCENARIOS: readonly Scenario[] = [
   PROBE_OF_REPLACED_STATE,
   LAST_ACK_OF_FULL_TABLE,
   HANDSHAKE_LOST_WITH_PRIMARY,
+  PROBE_BEFORE_THE_FIRST_ACK,
+  SYN_IN_A_FULL_TABLE,
   DAMAGED_FIRST_ACK,
   SYN_ACK_OF_THE_SVM_ALONE,
   HANDSHAKE_AT_A_COMMIT,

@@ -8,6 +8,7 @@ import { datagramRequest } from '../host/client.ts';
 import { FLAG_READ_SLOWLY } from '../host/content.ts';
 import { SERVICE_PORT } from '../host/service.ts';
 import { PROTOCOL_UDP, parseIp, type SimFrame } from '../net/packet.ts';
+import { tcpAbort } from '../tcp/output.ts';
 import { SYN } from '../tcp/segment.ts';
 import { PROTECTED_MS, plan, request, type Scenario, type Stage } from './scenario.ts';
 
@@ -345,6 +346,34 @@ const COMMIT_AFTER_ABORT: Scenario = {
   untilMs: PROTECTED_MS + 2_100,
 };
 
+const ANSWER_TO_ANOTHER_SYN: Scenario = {
+  name: 'answer-to-another-syn',
+  about:
+    "The SVM had answered a SYN that the PVM never got; then the client tried again from the same port, and the PVM's answer to the new SYN was released for the SVM's to the old one.",
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const { host, application, reschedule } = world.clients[0]!;
+      stage.onSegment(world.primaryGuest.to, () => ({ isLost: true }));
+      const first = stage.open(plan([request(10)]));
+      stage.at(PROTECTED_MS + 10, () => {
+        stage.release(world.primaryGuest.to);
+        host.nowUs = world.nowUs;
+        tcpAbort(first.connection, host.io);
+        host.touch(first.key, first.connection);
+        const { ip4 } = world.pvm.host.state;
+        const again = application.start(host, ip4, plan([request(10)]), first.connection.localPort);
+        reschedule();
+        // The SVM has the older connection there; a checkpoint brings it the new one.
+        stage.at(PROTECTED_MS + 2_500, () => {
+          stage.demand('G6', again.receivedCount === 10, 'the client has no answer');
+        });
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 2_600,
+};
+
 export const RELEASE_SCENARIOS: readonly Scenario[] = [
   GAP_FILLER,
   WINDOW_AT_COMMIT,
@@ -356,4 +385,5 @@ export const RELEASE_SCENARIOS: readonly Scenario[] = [
   SYN_BIT,
   REPEAT_AT_THE_HEAD,
   DATAGRAM_WITHOUT_ROOM,
+  ANSWER_TO_ANOTHER_SYN,
 ];
