@@ -8,6 +8,7 @@ import { type Micros, NEVER, US_PER_MS } from '../base/time.ts';
 import { connectionKey } from './host/host.ts';
 import { packetTooBig } from './host/path-mtu.ts';
 import { parseHead, parseIp } from './net/packet.ts';
+import type { ProxyNode } from './node.ts';
 import { DEATH_PHASES } from './options.ts';
 import { parseSegment } from './tcp/segment.ts';
 import {
@@ -25,6 +26,8 @@ import type { Client, World } from './world.ts';
 const PROBE_TRIES = 4;
 /** How often the secondary is asked to fail over although its peer is there. */
 const BESIDE_PEER_EVERY_US: Micros = 100 * US_PER_MS;
+/** How often it is looked whether the secondary has heard of the end of a checkpoint. */
+const HEARD_AGAIN_US: Micros = 5 * US_PER_MS;
 /** After the heal an answer must come. */
 const LAST_PROBE_TRIES = 60;
 
@@ -85,6 +88,7 @@ export class FaultPlan {
   heal(): void {
     const world = this.#world;
     this.#isOver = true;
+    world.isHealed = true;
     world.line('HEAL');
     world.deathPhase = '';
     world.secondaryDeath = undefined;
@@ -402,9 +406,30 @@ export class FaultPlan {
     this.#note('operator: begin out of turn', () =>
       primary.command((engine, nowUs) => engine.checkpointBegin(nowUs)),
     );
-    this.#world.queue.after(this.#milliseconds(1, 50), 'plan', () => {
-      if (!primary.isAlive || primary.isHung || vm.isBusy) return;
+    // A begin says that the guests stand still. They do not here: no checkpoint may follow it.
+    vm.reserve();
+    this.#world.queue.after(this.#milliseconds(1, 50), 'plan', () => this.#takeBegunBack());
+  }
+
+  #takeBegunBack(): void {
+    const { primary, secondary, queue } = this.#world;
+    if (primary.isAlive && primary.isHung) {
+      queue.at(primary.hungUntilUs + 1, 'plan', () => this.#takeBegunBack());
+      return;
+    }
+    if (primary.isAlive) {
       primary.command((engine, nowUs) => engine.checkpointAbort('operator', nowUs));
-    });
+      this.#freeWhenHeard(primary, secondary);
+    } else this.#world.vm.free();
+  }
+
+  /** The VM layer may tell the secondary of a checkpoint by itself: not before the end of the other one is known there. */
+  #freeWhenHeard(primary: ProxyNode, secondary: ProxyNode): void {
+    const isBegun = secondary.isAlive && secondary.engine.state === 'checkpointing';
+    if (!primary.isAlive || !isBegun) {
+      this.#world.vm.free();
+      return;
+    }
+    this.#world.queue.after(HEARD_AGAIN_US, 'plan', () => this.#freeWhenHeard(primary, secondary));
   }
 }

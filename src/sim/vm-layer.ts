@@ -24,6 +24,8 @@ export interface VmHooks {
   onSaved(): void;
   /** The SVM now runs from that copy. */
   onLoaded(): void;
+  /** Connections of the peer link that were made so far. */
+  linkCount(): number;
   /** What the PVM has sent is inside the engine. */
   drainPrimary(): void;
   drainSecondary(): void;
@@ -55,9 +57,15 @@ export class VmLayer {
   /** The secondary's engine has been told (or has seen) the commit of the last load. */
   #isLoadAnnounced = true;
   checkpoints = 0;
+  /** For scripts: requests are lost until the heal. */
+  isDeaf = false;
   /** A copy that waits for the secondary's node. */
   #staged: MachineImage | undefined;
   #stagedBy: Attempt | undefined;
+  /** The connection of the peer link that can carry the decision over it. */
+  #stagedOver = 0;
+  /** Somebody else has begun a checkpoint, and will give it up: until then none is made. */
+  #isReserved = false;
   /** The SVM was loaded and its node does not know (yet, or never if the commit was refused). */
   isReplacedUntold = false;
 
@@ -85,16 +93,17 @@ export class VmLayer {
 
   /** Faults stop: every request is followed. */
   heal(): void {
+    this.isDeaf = false;
     this.#options = { ...this.#options, lostRequest: 0, failBeforeLoad: 0, failAfterLoad: 0 };
   }
 
   /** The engine (or an operator) asks for a checkpoint. */
   request(): void {
-    if (this.#prng.chance(this.#options.lostRequest)) {
+    if (this.#prng.chance(this.#options.lostRequest) || this.isDeaf) {
       this.#hooks.note('request lost');
       return;
     }
-    if (this.#attempt !== undefined) {
+    if (this.#attempt !== undefined || this.#isReserved) {
       this.#isWantedAgain = true;
       return;
     }
@@ -104,6 +113,22 @@ export class VmLayer {
       this.#isStarting = false;
       this.#start();
     });
+  }
+
+  /** Requests wait until `free`. Precondition: not busy. */
+  reserve(): void {
+    this.#isReserved = true;
+  }
+
+  free(): void {
+    this.#isReserved = false;
+    this.#requestAgain();
+  }
+
+  #requestAgain(): void {
+    if (!this.#isWantedAgain) return;
+    this.#isWantedAgain = false;
+    this.request();
   }
 
   #canRun(): boolean {
@@ -139,6 +164,7 @@ export class VmLayer {
       }
       if (!this.#tell('begin', (engine, nowUs) => engine.checkpointBegin(nowUs)).ok) {
         this.#hooks.note('begin refused');
+        this.#abortAtSecondary(attempt, 'begin refused');
         this.#over(attempt, 'begin refused');
         return;
       }
@@ -172,6 +198,10 @@ export class VmLayer {
     this.#hooks.line(`vm: ${name} to the secondary: ${result.ok ? 'ok' : result.error}`);
   }
 
+  #abortAtSecondary(attempt: Attempt, reason: string): void {
+    this.#tellSecondary(attempt, 'abort', (engine, nowUs) => engine.checkpointAbort(reason, nowUs));
+  }
+
   #giveUpLater(attempt: Attempt, phase: Attempt['phase']): void {
     this.#queue.after(this.#options.answerTimeoutUs, 'vm', () => {
       if (this.#attempt !== attempt || attempt.phase !== phase) return;
@@ -183,12 +213,13 @@ export class VmLayer {
   #abort(attempt: Attempt, reason: string): void {
     if (this.#primary.isAlive && this.#primary.engine.state === 'checkpointing') {
       this.#tell('abort', (engine, nowUs) => engine.checkpointAbort(reason, nowUs));
-      this.#tellSecondary(attempt, 'abort', (engine, nowUs) =>
-        engine.checkpointAbort(reason, nowUs),
-      );
+      this.#abortAtSecondary(attempt, reason);
     } else if (this.#primary.isAlive && attempt.isLoaded) {
       // Nobody was told of a begin, but the SVM is no longer what it was.
       this.#tell('reset', (engine, nowUs) => engine.reset(reason, nowUs));
+    } else {
+      // The primary knows of nothing; what was begun at the secondary must not stay so while the SVM goes on.
+      this.#abortAtSecondary(attempt, reason);
     }
     this.#over(attempt, reason);
   }
@@ -204,9 +235,7 @@ export class VmLayer {
     this.#svm.resume();
     this.#hooks.line(`vm: over: ${reason}`);
     this.#hooks.onPhase('resumed');
-    if (!this.#isWantedAgain) return;
-    this.#isWantedAgain = false;
-    this.request();
+    this.#requestAgain();
   }
 
   /** What the nodes announce. */
@@ -214,7 +243,10 @@ export class VmLayer {
     if (node === this.#secondary) {
       if (event.kind === 'failover' && this.#staged !== undefined) this.#discardStaged();
       // What an earlier connection may have carried reaches it no more; until now it could still commit.
-      if (event.kind === 'peer-up' && this.#stagedBy !== this.#attempt) this.#staged = undefined;
+      const isOfEarlier = this.#stagedOver !== this.#hooks.linkCount();
+      if (event.kind === 'peer-up' && isOfEarlier && this.#stagedBy !== this.#attempt) {
+        this.#staged = undefined;
+      }
       if (event.kind !== 'checkpoint-committed') return;
       if (this.#staged !== undefined) this.#loadStaged(this.#staged);
       this.#isLoadAnnounced = true;
@@ -302,6 +334,7 @@ export class VmLayer {
   #stage(attempt: Attempt, image: MachineImage): void {
     this.#staged = image;
     this.#stagedBy = attempt;
+    this.#stagedOver = this.#hooks.linkCount();
     this.#hooks.note('copy waits for the node');
     this.#hooks.line('vm: the copy waits beside the SVM');
     this.#hooks.onPhase('loaded');

@@ -10,7 +10,7 @@
  */
 import { Prng } from '../base/prng.ts';
 import { type Micros, NEVER, US_PER_MS } from '../base/time.ts';
-import type { CheckpointRequest, NodeState } from '../env/messages.ts';
+import type { CheckpointRequest, NodeState, ProxyEvent } from '../env/messages.ts';
 import { SECONDARY_DEFAULTS } from '../proxy/config.ts';
 import { PrimaryEngine } from '../proxy/primary.ts';
 import { SecondaryEngine } from '../proxy/secondary.ts';
@@ -113,6 +113,8 @@ export class World implements Witness {
   #isProtected = false;
   isFailoverGranted = false;
   isOutage = false;
+  /** Faults have stopped. */
+  isHealed = false;
   isRequestOpen = false;
   disturbedUs: Micros = 0;
   /** A phase of a checkpoint in which the primary dies; set by the fault plan. */
@@ -408,6 +410,7 @@ export class World implements Witness {
         onSaved: () => {
           this.#records.saved = cloneDeep(this.#records.pvm);
         },
+        linkCount: () => this.link.count,
         onLoaded: () => {
           this.#records.svm = cloneDeep(this.#records.saved!);
           this.isSvmSynced = true;
@@ -448,6 +451,7 @@ export class World implements Witness {
             this.isRequestOpen = false;
             this.#isProtected = to === 'protected';
           }
+          if (to === 'unprotected' && this.isHealed) this.#askAfterReset(event);
         }
         if (node === this.secondary && event.kind === 'checkpoint-committed')
           this.isSecondaryReset = false;
@@ -462,6 +466,11 @@ export class World implements Witness {
         this.#drain(path, node);
       },
     };
+  }
+
+  /** After an operator's reset, of either node, the primary waits for the next checkpoint, whoever asks for it. */
+  #askAfterReset(event: ProxyEvent): void {
+    if (String(event.fields?.['reason']).endsWith('reset: operator')) this.vm.request();
   }
 
   #onRequest(node: ProxyNode, request: CheckpointRequest): void {
