@@ -6,8 +6,8 @@
  * @module
  */
 import type { Prng } from '../base/prng.ts';
-import { US_PER_MS } from '../base/time.ts';
-import type { CommandResult } from '../env/engine.ts';
+import { type Micros, US_PER_MS } from '../base/time.ts';
+import type { CommandResult, Engine } from '../env/engine.ts';
 import type { ProxyEvent } from '../env/messages.ts';
 import type { EventQueue } from './event-queue.ts';
 import type { Machine, MachineImage } from './machine.ts';
@@ -190,6 +190,15 @@ export class VmLayer {
     return result;
   }
 
+  /**
+   * The commit of the secondary alone. As the runner does: where no begin has drained the SVM's port this does, or what
+   * the SVM sent before the load would count as sent by the copy.
+   */
+  #commitAlone(engine: Engine, nowUs: Micros): CommandResult {
+    if (engine.state !== 'checkpointing') this.#hooks.drainSecondary();
+    return engine.checkpointCommit(nowUs);
+  }
+
   /** Its own word to the secondary, which hears of the checkpoint by its peer as well. */
   #tellSecondary(attempt: Attempt, name: string, run: Parameters<ProxyNode['command']>[0]): void {
     if (!attempt.tellsSecondary || !this.#secondary.isAlive || this.#secondary.isHung) return;
@@ -280,7 +289,8 @@ export class VmLayer {
     if (this.#attempt !== attempt || attempt.phase !== 'begin' || !this.#canRun()) return;
     attempt.phase = 'copy';
     this.#hooks.onPhase('begun');
-    if (this.#attempt !== attempt) return;
+    // Nobody copies the memory of a dead machine.
+    if (this.#attempt !== attempt || !this.#pvm.isAlive) return;
     attempt.image = this.#pvm.save();
     this.#hooks.onSaved();
     this.#hooks.onPhase('saved');
@@ -307,7 +317,7 @@ export class VmLayer {
     this.isReplacedUntold = true;
     this.#hooks.onLoaded();
     this.#hooks.line('vm: the SVM runs from the copy');
-    this.#tellSecondary(attempt, 'commit', (engine, nowUs) => engine.checkpointCommit(nowUs));
+    this.#tellSecondary(attempt, 'commit', (engine, nowUs) => this.#commitAlone(engine, nowUs));
     this.#hooks.onPhase('loaded');
     if (this.#attempt !== attempt) return;
     if (this.#prng.chance(this.#options.failAfterLoad)) {
@@ -389,7 +399,7 @@ export class VmLayer {
     if (!this.#isLoadAnnounced && this.#secondary.isAlive) {
       this.#hooks.note('told the secondary alone');
       this.#hooks.line('vm: tells the secondary that the SVM runs from the copy');
-      this.#secondary.command((engine, nowUs) => engine.checkpointCommit(nowUs));
+      this.#secondary.command((engine, nowUs) => this.#commitAlone(engine, nowUs));
     } else if (attempt !== undefined && this.#secondary.isAlive && this.#prng.chance(0.5)) {
       this.#secondary.command((engine, nowUs) => engine.checkpointAbort('the primary died', nowUs));
     }

@@ -1,0 +1,75 @@
+import { describe, expect, test } from 'vitest';
+import { US_PER_MS } from '../base/time.ts';
+import { FLAG_TOKEN } from './host/content.ts';
+import { type RunResult, runOnce } from './run.ts';
+import { PROTECTED_MS, plan, request, type Scenario } from './scenarios/scenario.ts';
+import type { CheckpointPhase } from './vm-layer.ts';
+
+const SEEDS = [1, 2, 3, 4, 5, 6, 7, 8];
+
+const TELLS_SECONDARY = 'vm: tells the secondary that the SVM runs from the copy';
+
+/** The primary dies in a phase of a checkpoint of one message, with an answer of the SVM's on its way to its node. */
+function deathWithAnswerUnderWay(phase: CheckpointPhase): Scenario {
+  return {
+    name: `death-in-${phase}`,
+    about: 'Both guests have chosen an answer; the secondary has not seen that of the SVM.',
+    options: (calm) => ({
+      ...calm,
+      arbiterUsMax: 50 * US_PER_MS,
+      vm: { ...calm.vm, oneMessage: 1, copyUsMax: 0 },
+    }),
+    script: (stage) => {
+      const { world } = stage;
+      stage.at(PROTECTED_MS, () => {
+        const requests = [request(10), request(400, FLAG_TOKEN)];
+        const session = stage.open(plan(requests, { pauseUs: 30 * US_PER_MS }));
+        // From this checkpoint on the connection has the same numbers in both guests.
+        stage.at(PROTECTED_MS + 15, () => stage.checkpoint());
+        stage.at(PROTECTED_MS + 25, () => {
+          stage.onSegment(world.secondaryGuest.from, (segment) =>
+            segment.payload.length > 0 ? { lateUs: 200 * US_PER_MS } : undefined,
+          );
+        });
+        stage.at(PROTECTED_MS + 60, () => {
+          stage.demand('G5', session.receivedCount === 10, 'the second answer is there too early');
+          stage.release(world.secondaryGuest.from);
+          stage.onPhase(phase, () => stage.crashPrimary());
+          stage.checkpoint();
+        });
+        stage.at(PROTECTED_MS + 3_000, () => {
+          stage.demand('G5', world.isFailoverGranted, 'there was no failover');
+          stage.demand('G5', session.receivedCount === 410, 'the answer is not there');
+        });
+      });
+    },
+    untilMs: PROTECTED_MS + 3_100,
+  };
+}
+
+function run(phase: CheckpointPhase, seed: number): { result: RunResult; lines: string[] } {
+  const lines: string[] = [];
+  const scenario = deathWithAnswerUnderWay(phase);
+  const result = runOnce({ seed, steps: 0, scenario, follow: (line) => lines.push(line) });
+  return { result, lines };
+}
+
+describe('VmLayer, when the primary dies in a checkpoint', () => {
+  test.each(SEEDS)(
+    'what the SVM sent before the load is not output of the copy, seed %i',
+    (seed) => {
+      const { result, lines } = run('loaded', seed);
+      expect(lines.some((line) => line.includes(TELLS_SECONDARY))).toBe(true);
+      expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });
+    },
+  );
+
+  test.each(SEEDS)('the memory of a dead PVM is not copied, seed %i', (seed) => {
+    const { result, lines } = run('begun', seed);
+    const death = lines.findIndex((line) => line.includes('FAULT primary dies'));
+    const after = lines.slice(death);
+    expect(after.length).toBeLessThan(lines.length);
+    expect(after.filter((line) => line.includes('the SVM runs from the copy'))).toEqual([]);
+    expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });
+  });
+});
