@@ -469,15 +469,20 @@ export class SecondaryFlows {
   }
 
   #makeRoom(flowClass: FlowClass): boolean {
-    const hasRoom = this.#table.makeRoom(
-      flowClass,
-      this.nowUs,
-      (flow) => this.#canEvict(flow),
-      (flow) => {
-        this.#retention.forget(flow);
-        this.#counters.add('flowsEvicted');
-      },
-    );
+    const makeRoom = (forClass: FlowClass): boolean =>
+      this.#table.makeRoom(
+        forClass,
+        this.nowUs,
+        (flow) => this.#canEvict(flow),
+        (flow) => {
+          this.#retention.forget(flow);
+          this.#counters.add('flowsEvicted');
+        },
+      );
+    // A handshake, too, may push out a connection that needs no translation: otherwise a table full of old ones would stop each
+    // new one, also after the checkpoint.
+    const hasRoom =
+      makeRoom(flowClass) || (flowClass === FLOW_HALF_OPEN && makeRoom(FLOW_ESTABLISHED));
     if (!hasRoom) {
       this.#counters.add('flowsFull');
       this.#requestCheckpoint('flow table full of translated flows');

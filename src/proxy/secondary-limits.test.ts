@@ -68,6 +68,14 @@ describe('SecondaryEngine, limits', () => {
     expect(w.serve(tcpFrame(synAck))).toHaveLength(1);
   });
 
+  it('lets connections begin in a table full of old ones that need no translation', () => {
+    const w = new SecondaryWorld({ flowsMax: 2 }).protect();
+    for (const port of [7, 8]) w.svm(tcpFrame({ dstPort: port, seq: 1, payload: '' }));
+    w.open();
+    expect(w.counter('flowsEvicted')).toBe(1);
+    expect(numbers(w.svm(fromSvm(0, 'x'))[0]!).seq).toBe(primarySeq(0));
+  });
+
   it('forgets flows without a difference first', () => {
     const w = new SecondaryWorld({ flowsMax: 2 }).protect();
     w.open();
