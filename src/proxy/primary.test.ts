@@ -137,6 +137,17 @@ describe('PrimaryEngine, TCP', () => {
     ]);
   });
 
+  it('holds a SYN-ACK while the SVM has answered another SYN of the client', () => {
+    const w = new World().protect();
+    const synAck = { flags: TCP_SYN | TCP_ACK, options: { mss: 1_460 } };
+    w.secondary(tcpFrame({ ...synAck, seq: SECONDARY_ISN, ack: 77 }));
+    const own = tcpFrame({ ...synAck, seq: PRIMARY_ISN, ack: CLIENT_ISN + 1 });
+    expect(w.primary(own)).toHaveLength(0);
+    const next = tcpFrame({ ...synAck, seq: SECONDARY_ISN + 9, ack: CLIENT_ISN + 1 });
+    const frames = w.secondary(next);
+    expect(frames.map((frame) => infoOf(frame).seq)).toEqual([PRIMARY_ISN]);
+  });
+
   // Guards #mayGo in primary-tcp.ts: `segmentEnd <= compared` (G1).
   it('holds bytes until the SVM has produced them, however it segments them', () => {
     const w = new World().protect();
@@ -650,6 +661,16 @@ describe('PrimaryEngine, states (G9)', () => {
     w.flush();
     expect(w.out.guest).toHaveLength(1);
     expect(w.out.peerFrames.map((f) => [f.kind, f.epoch])).toEqual([[LINK_FRAME_CLIENT, epoch]]);
+  });
+
+  it('aborts a checkpoint when the secondary is reset: its commit may be on the way', () => {
+    const w = new World().protect();
+    const epoch = w.engine.epoch + 1;
+    w.engine.checkpointCommit(w.nowUs);
+    w.engine.onPeerMessage({ type: 'reset', reason: 'operator' }, w.nowUs);
+    const reason = 'secondary reset: operator';
+    expect(w.out.messages.at(-1)).toEqual({ type: 'checkpoint-abort', epoch, reason });
+    expect(w.engine.state).toBe('unprotected');
   });
 
   it('gives up a checkpoint that is never committed', () => {

@@ -222,7 +222,7 @@ export class PrimaryEngine implements Engine {
         this.#want('secondary-request', message.text);
         return;
       case 'reset':
-        this.#unprotect(`secondary reset: ${message.reason}`);
+        this.#onPeerReset(message.reason);
         return;
       default:
         this.#dropped.add('peer-unexpected-message');
@@ -518,6 +518,14 @@ export class PrimaryEngine implements Engine {
       durationUs: nowUs - this.#beganAtUs,
     });
     this.#takeUpKept();
+  }
+
+  /** A commit that crosses the reset would make the secondary ready again: it has to know that this node serves alone. */
+  #onPeerReset(reason: string): void {
+    const why = `secondary reset: ${reason}`;
+    const abort: LinkMessage = { type: 'checkpoint-abort', epoch: this.#epoch + 1, reason: why };
+    if (this.#state === 'checkpointing') this.#output.sendMessageToPeer(abort);
+    this.#unprotect(why);
   }
 
   /** What was kept since begin goes its ordinary way, guest output first: it was sent before the client's could reach the guest. */

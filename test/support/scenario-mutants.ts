@@ -155,6 +155,12 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     'if (message.epoch <= this.#abortedEpoch) {',
     'if (message.epoch < 0) {',
   ),
+  mutant(
+    'reset-at-a-commit',
+    PRIMARY,
+    "    if (this.#state === 'checkpointing') this.#output.sendMessageToPeer(abort);\n",
+    '',
+  ),
   {
     scenario: 'spent-epoch',
     edits: [

@@ -374,6 +374,28 @@ const ANSWER_TO_ANOTHER_SYN: Scenario = {
   untilMs: PROTECTED_MS + 2_600,
 };
 
+const RESET_AT_A_COMMIT: Scenario = {
+  name: 'reset-at-a-commit',
+  about:
+    'An operator reset the secondary while the commit was on its way to it: the secondary committed, and stayed ready for a failover, while the primary served alone because of the reset.',
+  script: (stage) => {
+    const { primary, secondary } = stage.world;
+    stage.at(PROTECTED_MS, () => {
+      stage.onPhase('commit', () => {
+        secondary.command((engine, nowUs) => engine.reset('operator', nowUs));
+      });
+      stage.checkpoint();
+    });
+    stage.at(PROTECTED_MS + 20, () => {
+      const { state } = primary.engine;
+      stage.demand('G9', state === 'unprotected', `the primary is ${state} after the reset`);
+      const { failoverReady } = secondary.engine.status(secondary.nowUs);
+      stage.demand('G9', !failoverReady, 'the primary serves alone, the secondary is ready');
+    });
+  },
+  untilMs: PROTECTED_MS + 30,
+};
+
 export const RELEASE_SCENARIOS: readonly Scenario[] = [
   GAP_FILLER,
   WINDOW_AT_COMMIT,
@@ -386,4 +408,5 @@ export const RELEASE_SCENARIOS: readonly Scenario[] = [
   REPEAT_AT_THE_HEAD,
   DATAGRAM_WITHOUT_ROOM,
   ANSWER_TO_ANOTHER_SYN,
+  RESET_AT_A_COMMIT,
 ];
