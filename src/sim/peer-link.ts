@@ -120,11 +120,6 @@ export class PeerLink {
     };
   }
 
-  /** Connections that were made so far. */
-  get count(): number {
-    return this.#instance / 2;
-  }
-
   /** The secondary tries to connect, now and whenever it has lost the link. */
   start(): void {
     this.#connectLater(0);

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { US_PER_MS } from '../base/time.ts';
+import { US_PER_MS, US_PER_S } from '../base/time.ts';
 import { FLAG_TOKEN } from './host/content.ts';
 import { type RunResult, runOnce } from './run.ts';
 import { PROTECTED_MS, plan, request, type Scenario } from './scenarios/scenario.ts';
@@ -71,5 +71,42 @@ describe('VmLayer, when the primary dies in a checkpoint', () => {
     expect(after.length).toBeLessThan(lines.length);
     expect(after.filter((line) => line.includes('the SVM runs from the copy'))).toEqual([]);
     expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });
+  });
+});
+
+/** Two checkpoints are given up while nothing reaches the secondary; then both commits come, each with its abort or the next begin behind it. */
+const TWO_COPIES_WAIT: Scenario = {
+  name: 'two-copies-wait',
+  about: 'Each commit loads the copy that it is of.',
+  options: (calm) => ({
+    ...calm,
+    peer: { ...calm.peer, timeoutUs: 10 * US_PER_S },
+    vm: { ...calm.vm, isStaged: true, oneMessage: 1, answerTimeoutUs: 50 * US_PER_MS },
+  }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      world.line('STALL');
+      world.link.stall('to-secondary', 180 * US_PER_MS);
+      stage.checkpoint();
+    });
+    stage.at(PROTECTED_MS + 100, () => stage.checkpoint());
+  },
+  untilMs: PROTECTED_MS + 3_000,
+};
+
+describe('VmLayer, copies that wait for the decision', () => {
+  test.each(SEEDS)('loads the copy of each commit, seed %i', (seed) => {
+    const lines: string[] = [];
+    const follow = (line: string): number => lines.push(line);
+    const result = runOnce({ seed, steps: 0, scenario: TWO_COPIES_WAIT, follow });
+    expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });
+    const after = lines.slice(lines.findIndex((line) => line.includes('STALL')));
+    const givenUp = after.filter((line) => line.includes('vm: over: no answer to commit'));
+    expect(givenUp.length).toBeGreaterThanOrEqual(2);
+    const commits = after.filter((line) => line.includes('secondary: checkpoint-committed'));
+    const loads = after.filter((line) => line.includes('the SVM runs from the copy'));
+    expect(commits.length).toBeGreaterThanOrEqual(3);
+    expect(loads).toHaveLength(commits.length);
   });
 });

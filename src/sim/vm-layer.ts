@@ -21,11 +21,9 @@ export interface VmHooks {
   /** A phase is reached; may kill anything. */
   onPhase(phase: CheckpointPhase): void;
   /** The PVM's memory was copied. */
-  onSaved(): void;
+  onSaved(image: MachineImage): void;
   /** The SVM now runs from that copy. */
-  onLoaded(): void;
-  /** Connections of the peer link that were made so far. */
-  linkCount(): number;
+  onLoaded(image: MachineImage): void;
   /** What the PVM has sent is inside the engine. */
   drainPrimary(): void;
   drainSecondary(): void;
@@ -40,6 +38,8 @@ interface Attempt {
   phase: 'begin' | 'copy' | 'commit' | 'over';
   image: MachineImage | undefined;
   isLoaded: boolean;
+  /** That the commit opens; 0 before it is told. */
+  epoch: number;
 }
 
 export class VmLayer {
@@ -59,11 +59,8 @@ export class VmLayer {
   checkpoints = 0;
   /** For scripts: requests are lost until the heal. */
   isDeaf = false;
-  /** A copy that waits for the secondary's node. */
-  #staged: MachineImage | undefined;
-  #stagedBy: Attempt | undefined;
-  /** The connection of the peer link that can carry the decision over it. */
-  #stagedOver = 0;
+  /** Copies that wait for the secondary's node: of a checkpoint that was given up, too, since its commit may still reach the node. */
+  #staged: Attempt[] = [];
   /** Somebody else has begun a checkpoint, and will give it up: until then none is made. */
   #isReserved = false;
   /** The SVM was loaded and its node does not know (yet, or never if the commit was refused). */
@@ -147,6 +144,7 @@ export class VmLayer {
       phase: 'begin',
       image: undefined,
       isLoaded: false,
+      epoch: 0,
     };
     this.#attempt = attempt;
     this.#pvm.pause();
@@ -250,14 +248,9 @@ export class VmLayer {
   /** What the nodes announce. */
   onEvent(node: ProxyNode, event: ProxyEvent): void {
     if (node === this.#secondary) {
-      if (event.kind === 'failover' && this.#staged !== undefined) this.#discardStaged();
-      // What an earlier connection may have carried reaches it no more; until now it could still commit.
-      const isOfEarlier = this.#stagedOver !== this.#hooks.linkCount();
-      if (event.kind === 'peer-up' && isOfEarlier && this.#stagedBy !== this.#attempt) {
-        this.#staged = undefined;
-      }
+      if (event.kind === 'failover' && this.#staged.length > 0) this.#discardStaged();
       if (event.kind !== 'checkpoint-committed') return;
-      if (this.#staged !== undefined) this.#loadStaged(this.#staged);
+      this.#loadStaged(Number(event.fields?.['epoch']));
       this.#isLoadAnnounced = true;
       this.isReplacedUntold = false;
       return;
@@ -292,7 +285,7 @@ export class VmLayer {
     // Nobody copies the memory of a dead machine.
     if (this.#attempt !== attempt || !this.#pvm.isAlive) return;
     attempt.image = this.#pvm.save();
-    this.#hooks.onSaved();
+    this.#hooks.onSaved(attempt.image);
     this.#hooks.onPhase('saved');
     this.#queue.after(this.#prng.nextBelow(this.#options.copyUsMax + 1), 'vm', () => {
       if (this.#attempt !== attempt || attempt.phase !== 'copy') return;
@@ -308,14 +301,14 @@ export class VmLayer {
   #load(attempt: Attempt, image: MachineImage): void {
     if (!this.#svm.isAlive) return;
     if (this.#options.isStaged) {
-      this.#stage(attempt, image);
+      this.#stage(attempt);
       return;
     }
     this.#svm.load(image);
     attempt.isLoaded = true;
     this.#isLoadAnnounced = false;
     this.isReplacedUntold = true;
-    this.#hooks.onLoaded();
+    this.#hooks.onLoaded(image);
     this.#hooks.line('vm: the SVM runs from the copy');
     this.#tellSecondary(attempt, 'commit', (engine, nowUs) => this.#commitAlone(engine, nowUs));
     this.#hooks.onPhase('loaded');
@@ -341,27 +334,31 @@ export class VmLayer {
   }
 
   /** The copy is complete, and takes the SVM's place when its node commits: one decision for both. */
-  #stage(attempt: Attempt, image: MachineImage): void {
-    this.#staged = image;
-    this.#stagedBy = attempt;
-    this.#stagedOver = this.#hooks.linkCount();
+  #stage(attempt: Attempt): void {
+    this.#staged.push(attempt);
     this.#hooks.note('copy waits for the node');
     this.#hooks.line('vm: the copy waits beside the SVM');
     this.#hooks.onPhase('loaded');
     if (this.#attempt !== attempt) return;
     if (this.#prng.chance(this.#options.failAfterLoad)) {
-      this.#staged = undefined;
+      this.#unstage(attempt);
       this.#whenAwake(attempt, () => this.#abort(attempt, 'failed after the copy'));
       return;
     }
     this.#whenAwake(attempt, () => this.#commit(attempt));
   }
 
-  #loadStaged(image: MachineImage): void {
-    this.#staged = undefined;
-    if (!this.#svm.isAlive) return;
+  #unstage(attempt: Attempt): void {
+    this.#staged = this.#staged.filter((other) => other !== attempt);
+  }
+
+  /** The copy that this epoch opens with takes the SVM's place; those before it are worth nothing any more. */
+  #loadStaged(epoch: number): void {
+    const image = this.#staged.find((attempt) => attempt.epoch === epoch)?.image;
+    this.#staged = this.#staged.filter((attempt) => attempt.epoch === 0 || attempt.epoch > epoch);
+    if (image === undefined || !this.#svm.isAlive) return;
     this.#svm.load(image);
-    this.#hooks.onLoaded();
+    this.#hooks.onLoaded(image);
     this.#hooks.line('vm: the SVM runs from the copy');
     if (!this.#primary.isAlive) this.#svm.resume();
   }
@@ -369,14 +366,16 @@ export class VmLayer {
   #discardStaged(): void {
     this.#hooks.note('waiting copy thrown away');
     this.#hooks.line('vm: throws the copy away');
-    this.#staged = undefined;
+    this.#staged = [];
     this.#svm.resume();
   }
 
   #commit(attempt: Attempt): void {
     if (this.#attempt !== attempt || attempt.phase !== 'copy') return;
     attempt.phase = 'commit';
+    attempt.epoch = this.#primary.engine.epoch + 1;
     if (!this.#tell('commit', (engine, nowUs) => engine.checkpointCommit(nowUs)).ok) {
+      this.#unstage(attempt);
       this.#over(attempt, 'commit refused');
       return;
     }
@@ -389,7 +388,7 @@ export class VmLayer {
     const attempt = this.#attempt;
     this.#attempt = undefined;
     if (!this.#svm.isAlive) return;
-    if (this.#staged !== undefined && this.#secondary.isAlive) {
+    if (this.#staged.length > 0 && this.#secondary.isAlive) {
       const why = 'the primary died';
       const result = this.#secondary.command((engine, nowUs) => engine.checkpointAbort(why, nowUs));
       // Refused: the node has not heard of the checkpoint yet, and may still commit it. It decides when it fails over.
@@ -409,7 +408,7 @@ export class VmLayer {
   /** The secondary's node is dead, its machine with it. */
   onSecondaryDead(): void {
     this.#isLoadAnnounced = true;
-    this.#staged = undefined;
+    this.#staged = [];
     const attempt = this.#attempt;
     if (attempt === undefined) return;
     this.#queue.after(this.#prng.nextBelow(20 * US_PER_MS), 'vm', () => {

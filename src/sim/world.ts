@@ -32,7 +32,7 @@ import { EventQueue } from './event-queue.ts';
 import { ClientApplication } from './host/client.ts';
 import { createHostState, Host, type HostState } from './host/host.ts';
 import { SERVICE_PORT, type ServiceMood } from './host/service.ts';
-import { Machine } from './machine.ts';
+import { Machine, type MachineImage } from './machine.ts';
 import { type Mark, Marks } from './marks.ts';
 import { describeFrame } from './net/describe.ts';
 import { completeOffload } from './net/offload.ts';
@@ -103,7 +103,9 @@ export class World implements Witness {
   readonly primaryGuest: { to: Path; from: Path };
   readonly secondaryGuest: { to: Path; from: Path };
   readonly #checkers: Checker[];
-  #records: { pvm: GuestRecord; svm: GuestRecord; saved: GuestRecord | undefined };
+  readonly #records: { pvm: GuestRecord; svm: GuestRecord };
+  /** What the PVM had sent when it was copied. */
+  readonly #saved = new WeakMap<MachineImage, GuestRecord>();
   brokenBy: Broken | undefined;
   isSvmSynced = false;
   /** An operator has reset the secondary: until the next commit it must refuse to take over. */
@@ -134,7 +136,7 @@ export class World implements Witness {
     this.prng = new Prng(seed);
     const drawn = drawOptions(this.prng.fork());
     this.options = options ?? drawn;
-    this.#records = { pvm: createRecord(), svm: createRecord(), saved: undefined };
+    this.#records = { pvm: createRecord(), svm: createRecord() };
     this.pvm = this.#makeMachine('pvm', (frame) => this.#fromGuest(this.pvm, frame));
     this.svm = this.#makeMachine('svm', (frame) => this.#fromGuest(this.svm, frame));
     const hooks = this.#nodeHooks();
@@ -407,12 +409,11 @@ export class World implements Witness {
             this.killSecondary(restartUs, phase);
           }
         },
-        onSaved: () => {
-          this.#records.saved = cloneDeep(this.#records.pvm);
+        onSaved: (image) => {
+          this.#saved.set(image, cloneDeep(this.#records.pvm));
         },
-        linkCount: () => this.link.count,
-        onLoaded: () => {
-          this.#records.svm = cloneDeep(this.#records.saved!);
+        onLoaded: (image) => {
+          this.#records.svm = cloneDeep(this.#saved.get(image)!);
           this.isSvmSynced = true;
         },
         drainPrimary: () => this.#drain(this.primaryGuest.from, this.primary),
