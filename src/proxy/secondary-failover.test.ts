@@ -87,6 +87,23 @@ describe('failover, handshakes', () => {
     expect(numbers(answer!).seq).toBe(primarySeq(0));
   });
 
+  it('gives the SVM no number of the PVM that it cannot translate', () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN }));
+    w.svm(fromSvm(-1, '', { flags: TCP_SYN | TCP_ACK }));
+    // The copy of the PVM's SYN-ACK and the client's first ACK found no room in the peer link.
+    expect(
+      w.client(fromClient({ seq: CLIENT_ISN + 4, ack: primarySeq(0), payload: 'later' })),
+    ).toEqual([]);
+    expect(w.dropped('client-before-primary-syn')).toBe(1);
+    w.begin();
+    w.commit();
+    const [segment] = w.client(
+      fromClient({ seq: CLIENT_ISN + 4, ack: primarySeq(0), payload: 'again' }),
+    );
+    expect(numbers(segment!).ack).toBe(primarySeq(0));
+  });
+
   it('keeps to one clock for a SYN-ACK that only the SVM has sent, so that PAWS refuses nothing', () => {
     const w = new SecondaryWorld().protect();
     w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN, ...withTs(7, 0) }));

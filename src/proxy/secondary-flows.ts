@@ -283,6 +283,12 @@ export class SecondaryFlows {
         this.#dropped.add('client-before-guest-syn');
         return false;
       }
+      const isUnknown = flow.primaryIsn === undefined && flow.secondaryIsn !== undefined;
+      if (isUnknown && !this.failedOver) {
+        // Nor can they when neither the copy of the PVM's SYN nor the client's first ACK came through. A checkpoint brings the connection.
+        this.#dropped.add('client-before-primary-syn');
+        return false;
+      }
       if ((flags & TCP_SYN) === 0 && (flow.isLearned || flow.isNew)) flow.isOpen = true;
     }
     flow.followClient(info, options);

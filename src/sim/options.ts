@@ -228,8 +228,10 @@ function drawConfig(prng: Prng): PrimaryConfig {
     checkpointRequestTimeoutUs: prng.pick([120, 500, 2_000]) * US_PER_MS,
     flowsMax: small ? prng.nextBetween(6, prng.pick([20, 200])) : PRIMARY_DEFAULTS.flowsMax,
     halfOpenFlowsMax: small ? prng.nextBetween(4, 60) : PRIMARY_DEFAULTS.halfOpenFlowsMax,
+    // Twice of it, where frames are dropped, has room for the longest datagram in fragments of both guests (10 of 2 KiB): a longer
+    // one can never be released whole.
     flowHeldBytesMax: small
-      ? prng.nextBetween(4_000, prng.pick([8_000, 60_000]))
+      ? prng.nextBetween(11_000, prng.pick([14_000, 60_000]))
       : PRIMARY_DEFAULTS.flowHeldBytesMax,
     heldBytesMax: small ? prng.nextBetween(20_000, 200_000) : PRIMARY_DEFAULTS.heldBytesMax,
     keptClientBytesMax: small
