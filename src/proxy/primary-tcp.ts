@@ -244,7 +244,8 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   #onPrimarySyn(info: FrameInfo): void {
     const isNew = this.handshake.primaryIsn !== undefined;
     if (!this.handshake.onPrimarySyn(info)) return;
-    if (isNew && this.held.length > 0) this.#want('unverifiable');
+    // What an earlier connection of the same ports still holds has no mate any more, and nothing may pass it: a checkpoint covers all.
+    if (isNew && this.held.length > 0) this.#diverge('unverifiable');
     this.primaryEnd = info.seq;
     this.primaryEndKnown = true;
     this.releasedKnown = false;

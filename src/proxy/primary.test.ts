@@ -324,6 +324,21 @@ describe('PrimaryEngine, TCP', () => {
     const out = w.secondary(tcpFrame({ seq: 401, ack: 90_001, payload: 'two' }));
     expect(out.map(payloadOf)).toEqual(['two']);
   });
+
+  // Guards `#diverge('unverifiable')` in primary-tcp.ts.
+  it('what a connection had held does not go when the next one of its ports begins', () => {
+    const w = new World().protect();
+    w.open();
+    expect(w.primary(data(0, 'unseen by the SVM'))).toHaveLength(0);
+    const flags = TCP_SYN | TCP_ACK;
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    // A start far from the last one, so that its numbers are "before" in the new numbering.
+    const seq = (PRIMARY_ISN + 0x4000_0000) >>> 0;
+    expect(w.primary(tcpFrame({ flags, seq, ack: 90_001 }))).toHaveLength(0);
+    expect(w.secondary(tcpFrame({ flags, seq: 900, ack: 90_001 }))).toHaveLength(0);
+    expect(w.out.requests.at(-1)?.cause).toBe('unverifiable');
+    expect(w.commit().map((frame) => infoOf(frame).tcpFlags & TCP_SYN)).toEqual([0, TCP_SYN]);
+  });
 });
 
 describe('PrimaryEngine, input commit (G2)', () => {

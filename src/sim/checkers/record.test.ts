@@ -65,6 +65,13 @@ describe('the record of what a guest has sent', () => {
     }
     const own = (seq: number) => recordsOf(record, record, 'key', seq >>> 0).own?.clientIsn;
     expect([own(first.iss + 1), own(second.iss + 1)]).toEqual([5, 77]);
+    // Behind its FIN it is still the second, also where the first had come so far.
+    first.iss = (second.iss - 4_000) >>> 0;
+    const streams = record.streams.get('key')!;
+    streams.fin = 1;
+    streams.previous!.isn = first.iss;
+    streams.previous!.count = 6_000;
+    expect(own(second.iss + 2)).toBe(77);
     const { own: held, other } = recordsOf(record, record, 'key', (first.iss + 1) >>> 0);
     expect(other).toBe(held);
   });

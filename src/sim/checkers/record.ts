@@ -119,7 +119,8 @@ function generationOf(stream: StreamRecord, seq: number): StreamRecord {
 
 function isOf(stream: StreamRecord, seq: number): boolean {
   const position = positionOf(stream, seq);
-  return position >= 0 && position <= sentEnd(stream);
+  // A FIN has a position too.
+  return position >= 0 && position <= Math.max(sentEnd(stream), stream.fin + 1);
 }
 
 /** The byte at `position`; -1 when it was never sent. */
