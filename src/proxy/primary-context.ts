@@ -49,6 +49,18 @@ export interface PrimaryCounts {
   retransmissions: number;
 }
 
+export function createPrimaryCounts(): PrimaryCounts {
+  return {
+    released: 0,
+    compared: 0,
+    ackLowered: 0,
+    sackTrimmed: 0,
+    pureAcksBuilt: 0,
+    passListed: 0,
+    retransmissions: 0,
+  };
+}
+
 export interface PrimaryContext {
   readonly config: PrimaryConfig;
   readonly pool: FramePool;

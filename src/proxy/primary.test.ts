@@ -341,6 +341,29 @@ describe('PrimaryEngine, TCP', () => {
   });
 });
 
+describe('PrimaryEngine, a checkpoint that is undone', () => {
+  // Guards `#isUndone` in primary.ts (G1): what went out meanwhile is not in the copy.
+  it('takes no commit of it, and takes the next checkpoint', () => {
+    const w = new World().protect();
+    w.open();
+    expect(w.engine.checkpointBegin(w.nowUs)).toEqual({ ok: true });
+    w.engine.onPeerMessage({ type: 'reset', reason: 'operator' }, w.nowUs);
+    expect(w.engine.state).toBe('unprotected');
+    expect(w.primary(data(0, 'seen by the client'))).toHaveLength(1);
+    expect(w.engine.checkpointCommit(w.nowUs)).toMatchObject({ ok: false });
+    expect(w.engine.state).toBe('unprotected');
+    w.commit();
+    expect(w.engine.state).toBe('protected');
+  });
+
+  it('by the VM layer itself is over: the next commit may come without a begin', () => {
+    const w = new World().protect();
+    w.engine.checkpointBegin(w.nowUs);
+    expect(w.engine.checkpointAbort('copy failed', w.nowUs)).toEqual({ ok: true });
+    expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+  });
+});
+
 describe('PrimaryEngine, input commit (G2)', () => {
   // Guards #passGate in primary-tcp.ts.
   it('holds a pure ACK back until the SVM has acknowledged as much', () => {

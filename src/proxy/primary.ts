@@ -42,7 +42,7 @@ import { FramePool } from './frame-pool.ts';
 import { KeptFrames } from './kept-frames.ts';
 import { isLinkControl } from './link-control.ts';
 import { AddressReport } from './primary-addresses.ts';
-import type { PrimaryContext, PrimaryCounts, PrimaryFlow } from './primary-context.ts';
+import { createPrimaryCounts, type PrimaryContext, type PrimaryFlow } from './primary-context.ts';
 import { PrimaryFlows } from './primary-flows.ts';
 import type { RecordSink, StreamRecord } from './primary-lent.ts';
 import { PAIR_NONE, type PairResult } from './primary-lockstep.ts';
@@ -60,15 +60,7 @@ export class PrimaryEngine implements Engine {
   readonly #wheel: TimerWheel<PrimaryFlow>;
   readonly #dropped = new Counters();
   readonly #counters = new Counters();
-  readonly #counts: PrimaryCounts = {
-    released: 0,
-    compared: 0,
-    ackLowered: 0,
-    sackTrimmed: 0,
-    pureAcksBuilt: 0,
-    passListed: 0,
-    retransmissions: 0,
-  };
+  readonly #counts = createPrimaryCounts();
   readonly #latency = new Histogram();
   readonly #info = new FrameInfo();
   readonly #context: PrimaryContext;
@@ -90,9 +82,10 @@ export class PrimaryEngine implements Engine {
   #beganAtUs: Micros = 0;
   #beganByPeer = false;
   #commitSent = false;
+  /** A begun checkpoint was undone, not by the VM layer: its commit may still come, of a copy that is older than what went out since. */
+  #isUndone = false;
   #divergences = 0;
   #committed = 0;
-  /** A new batch has begun since the last flush. */
   #inBatch = false;
 
   constructor(config: PrimaryConfig, output: EngineOutput, nowUs: Micros) {
@@ -236,6 +229,7 @@ export class PrimaryEngine implements Engine {
     if (this.#state === 'checkpointing') return OK;
     if (!this.#peerUp) return { ok: false, error: 'Cannot begin a checkpoint: no secondary' };
     this.#requests.onBegin();
+    this.#isUndone = false;
     this.#beganAtUs = nowUs;
     this.#beganByPeer = false;
     this.#commitSent = false;
@@ -245,6 +239,9 @@ export class PrimaryEngine implements Engine {
   }
 
   checkpointCommit(nowUs: Micros): CommandResult {
+    const isUndone = this.#isUndone;
+    this.#isUndone = false;
+    if (isUndone) return { ok: false, error: 'Cannot commit: that checkpoint was undone' };
     const begun = this.checkpointBegin(nowUs);
     if (!begun.ok) return begun;
     if (this.#commitSent) return OK;
@@ -263,6 +260,7 @@ export class PrimaryEngine implements Engine {
     this.#event('checkpoint-aborted', reason, { epoch });
     if (this.#peerUp) this.#output.sendMessageToPeer({ type: 'checkpoint-abort', epoch, reason });
     this.#fallBack(`checkpoint aborted: ${reason}`);
+    this.#isUndone = false;
     return OK;
   }
 
@@ -305,6 +303,7 @@ export class PrimaryEngine implements Engine {
       nowUs >= this.#beganAtUs + this.#config.checkpointCommitTimeoutUs
     ) {
       this.checkpointAbort('not committed in time', nowUs);
+      this.#isUndone = true;
     }
     if (this.#requests.givenUp(nowUs)) this.#onRequestsIgnored();
     this.flush(nowUs);
@@ -537,6 +536,7 @@ export class PrimaryEngine implements Engine {
   /** The protection is lost although the peer is there: sync anew. */
   #fallBack(reason: string): void {
     if (this.#isHolding) {
+      if (this.#state === 'checkpointing' && !this.#commitSent) this.#isUndone = true;
       if (this.#state === 'checkpointing') this.#epoch++;
       this.#setState('protected', `peer lost, output is held: ${reason}`);
       this.#takeUpKept();
@@ -562,6 +562,7 @@ export class PrimaryEngine implements Engine {
   /** Everything held goes out: from here on the node serves without protection, and says so (G9). */
   #unprotect(reason: string): void {
     const wasHolding = this.#state === 'protected' || this.#state === 'checkpointing';
+    if (this.#state === 'checkpointing' && !this.#commitSent) this.#isUndone = true;
     // The number of a checkpoint that did not end well is spent: the secondary may have committed it, its answer be on the way.
     if (this.#state === 'checkpointing') this.#epoch++;
     this.#isHolding = false;
