@@ -253,6 +253,8 @@ export class PrimaryEngine implements Engine {
 
   checkpointAbort(reason: string, nowUs: Micros): CommandResult {
     this.#begin(nowUs);
+    // Also of one that was undone already: then no commit of it will come.
+    this.#isUndone = false;
     if (this.#state !== 'checkpointing') {
       return { ok: false, error: `Cannot abort a checkpoint: the node is ${this.#state}` };
     }
@@ -298,10 +300,7 @@ export class PrimaryEngine implements Engine {
     this.#begin(nowUs);
     this.#wheel.advance(nowUs, (flow) => this.#onFlowDue(flow));
     this.#flows.expire(nowUs);
-    if (
-      this.#state === 'checkpointing' &&
-      nowUs >= this.#beganAtUs + this.#config.checkpointCommitTimeoutUs
-    ) {
+    if (nowUs >= this.#commitByUs()) {
       this.checkpointAbort('not committed in time', nowUs);
       this.#isUndone = true;
     }
@@ -310,17 +309,18 @@ export class PrimaryEngine implements Engine {
   }
 
   nextDeadlineUs(): Micros {
-    const commitBy =
-      this.#state === 'checkpointing'
-        ? this.#beganAtUs + this.#config.checkpointCommitTimeoutUs
-        : NEVER;
     return Math.min(
       this.#wheel.nextUs(),
       this.#flows.nextUs(),
       this.#requests.nextUs(),
       this.#progress.nextUs(),
-      commitBy,
+      this.#commitByUs(),
     );
+  }
+
+  #commitByUs(): Micros {
+    const { checkpointCommitTimeoutUs } = this.#config;
+    return this.#state === 'checkpointing' ? this.#beganAtUs + checkpointCommitTimeoutUs : NEVER;
   }
 
   // ------------------------------------------------------------------ status

@@ -46,6 +46,8 @@ export class VmLayer {
   readonly #queue: EventQueue;
   readonly #prng: Prng;
   #options: VmOptions;
+  /** It knows no begin, only one message for both edges. */
+  readonly #isOneMessage: boolean;
   readonly #pvm: Machine;
   readonly #svm: Machine;
   readonly #primary: ProxyNode;
@@ -77,6 +79,7 @@ export class VmLayer {
     this.#queue = queue;
     this.#prng = prng;
     this.#options = options;
+    this.#isOneMessage = prng.chance(options.oneMessage);
     this.#pvm = machines.pvm;
     this.#svm = machines.svm;
     this.#primary = nodes.primary;
@@ -137,7 +140,7 @@ export class VmLayer {
   #start(): void {
     if (this.#attempt !== undefined || !this.#canRun()) return;
     const attempt: Attempt = {
-      isOneMessage: this.#prng.chance(this.#options.oneMessage),
+      isOneMessage: this.#isOneMessage,
       isResumedFirst: this.#prng.chance(this.#options.resumeBeforeCommit),
       // A copy that waits for its node's decision must not decide for the node.
       tellsSecondary: !this.#options.isStaged && this.#prng.chance(this.#options.tellsSecondary),
