@@ -356,6 +356,14 @@ describe('PrimaryEngine, a checkpoint that is undone', () => {
     expect(w.engine.state).toBe('protected');
   });
 
+  it('is over once the VM layer says so, though nothing is left to abort', () => {
+    const w = new World().protect();
+    w.engine.checkpointBegin(w.nowUs);
+    w.engine.onPeerMessage({ type: 'reset', reason: 'operator' }, w.nowUs);
+    expect(w.engine.checkpointAbort('copy failed', w.nowUs)).toMatchObject({ ok: false });
+    expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+  });
+
   it('by the VM layer itself is over: the next commit may come without a begin', () => {
     const w = new World().protect();
     w.engine.checkpointBegin(w.nowUs);
