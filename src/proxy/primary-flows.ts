@@ -191,7 +191,8 @@ export class PrimaryFlows {
     }
     const { comparer } = flow;
     const isOrdinary = flow.diverged || !comparer.started || !flow.primaryEndKnown;
-    if (isOrdinary || info.payloadBytes === 0) return PAIR_PRIMARY_AHEAD;
+    // What is held waits for bytes that may be here already.
+    if (isOrdinary || flow.held.length > 0 || info.payloadBytes === 0) return PAIR_PRIMARY_AHEAD;
     // Where the SVM is ahead, the PVM's segments come first: so the streams stay side by side, and nothing of the SVM's is copied.
     const isNext = seqBeforeOrEqual(info.seq, comparer.compared);
     const isBeyond = seqBefore(flow.primaryEnd, seqAdd(info.seq, info.payloadBytes));

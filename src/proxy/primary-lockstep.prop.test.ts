@@ -529,4 +529,17 @@ describe('segments cut differently', () => {
     );
     expect(matched).toBeGreaterThan(500);
   });
+
+  it('that wait in memory of the engine are let out by what lies in the stream already', () => {
+    const base = { flow: 2, ack: 1, window: 100, kind: 'next', event: 'none' } as const;
+    const twins = new Twins();
+    twins.open();
+    twins.step({ ...base, guest: 'primary', length: 1, mayLend: false });
+    twins.step({ ...base, guest: 'secondary', length: 131, mayLend: true });
+    const { released } = twins.lending.view();
+    // No room to wait in the stream.
+    twins.step({ ...base, guest: 'primary', length: 64, mayLend: false });
+    expect(twins.lending.view().released).toBe(released + 1);
+    expect(twins.lending.view()).toEqual(twins.ordinary.view());
+  });
 });
