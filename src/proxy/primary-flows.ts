@@ -372,21 +372,28 @@ export class PrimaryFlows {
     return { ...this.#table.key(flow), position };
   }
 
+  /** Not in the table, and first, since something is held there: what could not be compared, and frames of other EtherTypes. */
   list(countMax: number): FlowStatus[] {
     const list: FlowStatus[] = [];
+    for (const flow of [this.#orphans, this.#other]) {
+      if (flow.heldBytes > 0 && list.length < countMax) list.push(this.#statusOf(flow));
+    }
     for (const flow of this.#table.values()) {
       if (list.length >= countMax) break;
-      list.push({
-        flow: this.#table.describeFlow(flow),
-        tcpState: flow.kind === 'tcp' ? (TCP_STATE_NAMES[flow.connection.state] ?? '') : '',
-        heldFrames: flow.heldFrames,
-        heldBytes: flow.heldBytes,
-        detail:
-          flow.kind === 'tcp'
-            ? { diverged: flow.diverged, released: flow.releasedEnd, epoch: flow.epoch }
-            : { diverged: flow.diverged, released: flow.releasedCount, epoch: flow.epoch },
-      });
+      list.push(this.#statusOf(flow));
     }
     return list;
+  }
+
+  #statusOf(flow: PrimaryFlow): FlowStatus {
+    const { diverged, epoch, heldBytes, heldFrames } = flow;
+    const isTcp = flow.kind === 'tcp';
+    return {
+      flow: this.describe(flow),
+      tcpState: isTcp ? (TCP_STATE_NAMES[flow.connection.state] ?? '') : '',
+      heldFrames,
+      heldBytes,
+      detail: { diverged, released: isTcp ? flow.releasedEnd : flow.releasedCount, epoch },
+    };
   }
 }

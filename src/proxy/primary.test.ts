@@ -629,6 +629,23 @@ describe('PrimaryEngine, liveness and limits', () => {
     expect(w.engine.flows(10)).toMatchObject([{ tcpState: 'established' }]);
   });
 
+  it('names among the flows what it holds outside of their table, as long as it does', () => {
+    const w = new World({ flowsMax: 1 }).protect();
+    w.primary(udpFrame({ dstPort: 1, payload: 'takes the only place' }));
+    w.primary(udpFrame({ dstPort: 2, payload: 'finds no room' }));
+    const whole = udpFrame({ dstPort: 3, payload: 'z'.repeat(1_400) });
+    w.primary(fragmentFrame(whole, 1_000)[0]!);
+    expect(w.engine.flows(10)).toMatchObject([
+      { flow: 'output that cannot be compared', tcpState: '', heldFrames: 1 },
+      { heldFrames: 1 },
+    ]);
+    expect(w.engine.flows(1)).toHaveLength(1);
+    const heldBytes = w.engine.flows(10).reduce((sum, flow) => sum + flow.heldBytes, 0);
+    expect(heldBytes).toBe(w.engine.status(w.nowUs).held.bytes);
+    expect(w.commit()).toHaveLength(3);
+    expect(w.engine.flows(10)).toMatchObject([{ heldFrames: 0, heldBytes: 0 }]);
+  });
+
   it('survives a flood of SYNs with bounded flows', () => {
     const w = new World({ halfOpenFlowsMax: 100 }).protect();
     for (let port = 1; port <= 5_000; port++) {

@@ -390,6 +390,7 @@ export class ProxyNode {
 
   /** Ends a batch: flush, then send what the engine has handed out. */
   settle(): void {
+    assert(!this.isHung, 'a process that hangs does nothing');
     this.engine.flush(this.nowUs);
     this.#send();
     this.link?.flush();
@@ -488,4 +489,10 @@ const FLOWS_LOOKED_AT = 10_000;
  */
 export function heldFrames(node: ProxyNode): number {
   return node.engine.flows(FLOWS_LOOKED_AT).reduce((sum, flow) => sum + flow.heldFrames, 0);
+}
+
+/** Has the primary dropped output of the PVM, at a limit or because it cannot be read, and counted it? */
+export function hasDroppedOutput(primary: ProxyNode): boolean {
+  const reasons = Object.keys(primary.engine.status(primary.nowUs).dropped);
+  return reasons.some((reason) => reason === 'held-limit' || reason.startsWith('guest-'));
 }

@@ -110,3 +110,139 @@ describe('VmLayer, copies that wait for the decision', () => {
     expect(loads).toHaveLength(commits.length);
   });
 });
+
+/** The time of a line of the trace, by the run's clock. */
+function msOf(line: string): number {
+  return Number.parseFloat(line);
+}
+
+/** Plays a script once; its lines from the first that says `from`. */
+function play(scenario: Scenario, seed: number, from: string): [RunResult, string[]] {
+  const lines: string[] = [];
+  const result = runOnce({ seed, steps: 0, scenario, follow: (line) => lines.push(line) });
+  const start = lines.findIndex((line) => line.includes(from));
+  expect(start).toBeGreaterThan(-1);
+  return [result, lines.slice(start)];
+}
+
+describe('VmLayer, beside a secondary that hangs or dies', () => {
+  test.each(SEEDS)('tells a secondary that hangs when it wakes, seed %i', (seed) => {
+    const hangMs = 80;
+    const scenario: Scenario = {
+      name: 'death-beside-a-hung-secondary',
+      about: 'The primary dies with the SVM loaded, while the secondary hangs.',
+      options: (calm) => ({ ...calm, vm: { ...calm.vm, oneMessage: 1 } }),
+      script: (stage) => {
+        stage.at(PROTECTED_MS, () => {
+          stage.onPhase('loaded', () => {
+            stage.world.line('HANG');
+            stage.world.secondary.hang(hangMs * US_PER_MS);
+            stage.crashPrimary();
+          });
+          stage.checkpoint();
+        });
+      },
+      untilMs: PROTECTED_MS + 300,
+    };
+    const [result, lines] = play(scenario, seed, 'HANG');
+    const told = lines.filter((line) => line.includes(TELLS_SECONDARY));
+    expect(told).toHaveLength(1);
+    expect(msOf(told[0]!)).toBeGreaterThan(msOf(lines[0]!) + hangMs);
+    expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });
+  });
+
+  test.each(SEEDS)(
+    'a copy is not loaded into the SVM after the one it was for, seed %i',
+    (seed) => {
+      const scenario: Scenario = {
+        name: 'copy-for-a-dead-svm',
+        about:
+          'The SVM dies and boots while the PVM is copied, and a hung primary keeps the checkpoint open.',
+        options: (calm) => ({
+          ...calm,
+          vm: { ...calm.vm, oneMessage: 1, copyUsMax: 400 * US_PER_MS },
+        }),
+        script: (stage) => {
+          const { world } = stage;
+          stage.at(1_000, () => {
+            stage.onPhase('saved', () => {
+              world.killSecondary(10 * US_PER_MS, 'any');
+              world.primary.hang(500 * US_PER_MS);
+            });
+            stage.checkpoint();
+          });
+        },
+        untilMs: 3_000,
+      };
+      const [result, lines] = play(scenario, seed, 'the secondary boots');
+      const next = lines.findIndex((line) => line.includes('both guests paused'));
+      expect(next).toBeGreaterThan(0);
+      const early = lines.slice(0, next);
+      expect(early.filter((line) => line.includes('the SVM runs from the copy'))).toEqual([]);
+      expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });
+    },
+  );
+
+  test('what it has begun at a secondary ends before the SVM goes on', () => {
+    const scenario: Scenario = {
+      name: 'abort-at-a-hung-secondary',
+      about: 'The copy fails while the secondary, which has begun, hangs.',
+      options: (calm) => ({
+        ...calm,
+        vm: { ...calm.vm, oneMessage: 1, tellsSecondary: 1, failBeforeLoad: 0.5 },
+      }),
+      script: (stage) => {
+        const { world } = stage;
+        stage.at(500, () => {
+          world.line('HERE');
+          stage.onPhase('saved', () => {
+            world.secondary.hang(60 * US_PER_MS);
+            stage.onPhase('resumed', () => {
+              const { state } = world.secondary.engine;
+              stage.demand('G9', state !== 'checkpointing', 'the secondary is still in it');
+            });
+          });
+          stage.checkpoint();
+        });
+      },
+      untilMs: 1_000,
+    };
+    const runs = SEEDS.map((seed) => play(scenario, seed, 'HERE'));
+    for (const [result] of runs)
+      expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });
+    const failed = runs.filter(([, lines]) =>
+      lines.some((line) => line.includes('vm: over: the copy failed')),
+    );
+    expect(failed.length).toBeGreaterThan(1);
+  });
+});
+
+test.each(SEEDS)(
+  'a secondary that was started anew and never met may refuse to take over, seed %i',
+  (seed) => {
+    const scenario: Scenario = {
+      name: 'double-fault',
+      about:
+        'The secondary dies and comes back, its SVM is loaded, the primary dies before it has noticed.',
+      options: (calm) => ({ ...calm, vm: { ...calm.vm, oneMessage: 1 } }),
+      script: (stage) => {
+        const { world } = stage;
+        stage.at(PROTECTED_MS, () => {
+          world.link.cut(false);
+          world.link.isAllowed = false;
+          world.killSecondary(10 * US_PER_MS, 'any');
+          stage.at(PROTECTED_MS + 50, () => {
+            stage.demand('G9', world.primary.engine.state === 'protected', 'it has noticed');
+            stage.onPhase('loaded', () => stage.crashPrimary());
+            stage.checkpoint();
+          });
+        });
+      },
+      untilMs: PROTECTED_MS + 500,
+    };
+    const [result, lines] = play(scenario, seed, 'FAULT secondary dies');
+    expect(lines.some((line) => line.includes(TELLS_SECONDARY))).toBe(true);
+    expect(lines.some((line) => line.includes('has not been met'))).toBe(true);
+    expect(result).toMatchObject({ outcome: 'liveness', text: 'nobody serves any more' });
+  },
+);

@@ -38,6 +38,10 @@ interface Attempt {
   phase: 'begin' | 'copy' | 'commit' | 'over';
   image: MachineImage | undefined;
   isLoaded: boolean;
+  /** The secondary has begun by this layer's own word. */
+  isBegunAtSecondary: boolean;
+  /** The SVM it was for has died: the copy cannot be loaded into the next one. */
+  isSvmGone: boolean;
   /** That the commit opens; 0 before it is told. */
   epoch: number;
 }
@@ -147,6 +151,8 @@ export class VmLayer {
       phase: 'begin',
       image: undefined,
       isLoaded: false,
+      isBegunAtSecondary: false,
+      isSvmGone: false,
       epoch: 0,
     };
     this.#attempt = attempt;
@@ -154,7 +160,10 @@ export class VmLayer {
     this.#svm.pause();
     this.#hooks.line('vm: both guests paused');
     if (attempt.tellsSecondary) this.#hooks.drainSecondary();
-    this.#tellSecondary(attempt, 'begin', (engine, nowUs) => engine.checkpointBegin(nowUs));
+    const begun = this.#tellSecondary(attempt, 'begin', (engine, nowUs) =>
+      engine.checkpointBegin(nowUs),
+    );
+    attempt.isBegunAtSecondary = begun?.ok === true;
     this.#hooks.onPhase('paused');
     this.#whenAwake(attempt, () => {
       this.#hooks.drainPrimary();
@@ -165,8 +174,7 @@ export class VmLayer {
       }
       if (!this.#tell('begin', (engine, nowUs) => engine.checkpointBegin(nowUs)).ok) {
         this.#hooks.note('begin refused');
-        this.#abortAtSecondary(attempt, 'begin refused');
-        this.#over(attempt, 'begin refused');
+        this.#giveUp(attempt, 'begin refused');
         return;
       }
       this.#giveUpLater(attempt, 'begin');
@@ -200,12 +208,25 @@ export class VmLayer {
     return engine.checkpointCommit(nowUs);
   }
 
-  /** Its own word to the secondary, which hears of the checkpoint by its peer as well. */
-  #tellSecondary(attempt: Attempt, name: string, run: Parameters<ProxyNode['command']>[0]): void {
+  /** Its own word to the secondary, which hears of the checkpoint by its peer as well; not to one that does not answer. */
+  #tellSecondary(
+    attempt: Attempt,
+    name: string,
+    run: Parameters<ProxyNode['command']>[0],
+  ): CommandResult | undefined {
     if (!attempt.tellsSecondary || !this.#secondary.isAlive || this.#secondary.isHung) return;
     const result = this.#secondary.command(run);
     this.#hooks.note('tells both nodes');
     this.#hooks.line(`vm: ${name} to the secondary: ${result.ok ? 'ok' : result.error}`);
+    return result;
+  }
+
+  /** A command waits in the socket of a secondary that hangs; of one that dies nobody hears. */
+  #whenSecondaryAwake(run: () => void): void {
+    if (!this.#secondary.isAlive) return;
+    if (this.#secondary.isHung) {
+      this.#queue.at(this.#secondary.hungUntilUs + 1, 'vm', () => this.#whenSecondaryAwake(run));
+    } else run();
   }
 
   #abortAtSecondary(attempt: Attempt, reason: string): void {
@@ -228,10 +249,23 @@ export class VmLayer {
       // Nobody was told of a begin, but the SVM is no longer what it was.
       this.#tell('reset', (engine, nowUs) => engine.reset(reason, nowUs));
     } else {
-      // The primary knows of nothing; what was begun at the secondary must not stay so while the SVM goes on.
-      this.#abortAtSecondary(attempt, reason);
+      this.#giveUp(attempt, reason);
+      return;
     }
     this.#over(attempt, reason);
+  }
+
+  /** The primary knows of nothing; what was begun at the secondary must not stay so while the SVM goes on. */
+  #giveUp(attempt: Attempt, reason: string): void {
+    if (!attempt.isBegunAtSecondary || attempt.isSvmGone) {
+      this.#over(attempt, reason);
+      return;
+    }
+    this.#whenSecondaryAwake(() => {
+      if (this.#attempt !== attempt || attempt.isSvmGone) return;
+      this.#abortAtSecondary(attempt, reason);
+      this.#over(attempt, reason);
+    });
   }
 
   /** Both guests go on; the next checkpoint may come. */
@@ -282,7 +316,8 @@ export class VmLayer {
   }
 
   #copy(attempt: Attempt): void {
-    if (this.#attempt !== attempt || attempt.phase !== 'begin' || !this.#canRun()) return;
+    if (this.#attempt !== attempt || attempt.phase !== 'begin') return;
+    if (attempt.isSvmGone || !this.#canRun()) return;
     attempt.phase = 'copy';
     this.#hooks.onPhase('begun');
     // Nobody copies the memory of a dead machine.
@@ -302,7 +337,7 @@ export class VmLayer {
   }
 
   #load(attempt: Attempt, image: MachineImage): void {
-    if (!this.#svm.isAlive) return;
+    if (attempt.isSvmGone || !this.#svm.isAlive) return;
     if (this.#options.isStaged) {
       this.#stage(attempt);
       return;
@@ -374,7 +409,7 @@ export class VmLayer {
   }
 
   #commit(attempt: Attempt): void {
-    if (this.#attempt !== attempt || attempt.phase !== 'copy') return;
+    if (this.#attempt !== attempt || attempt.phase !== 'copy' || attempt.isSvmGone) return;
     attempt.phase = 'commit';
     attempt.epoch = this.#primary.engine.epoch + 1;
     if (!this.#tell('commit', (engine, nowUs) => engine.checkpointCommit(nowUs)).ok) {
@@ -390,19 +425,22 @@ export class VmLayer {
   onPrimaryDead(): void {
     const attempt = this.#attempt;
     this.#attempt = undefined;
-    if (!this.#svm.isAlive) return;
-    if (this.#staged.length > 0 && this.#secondary.isAlive) {
+    this.#whenSecondaryAwake(() => this.#endAtSecondary(attempt));
+  }
+
+  #endAtSecondary(attempt: Attempt | undefined): void {
+    if (this.#staged.length > 0) {
       const why = 'the primary died';
       const result = this.#secondary.command((engine, nowUs) => engine.checkpointAbort(why, nowUs));
       // Refused: the node has not heard of the checkpoint yet, and may still commit it. It decides when it fails over.
       if (result.ok) this.#discardStaged();
       return;
     }
-    if (!this.#isLoadAnnounced && this.#secondary.isAlive) {
+    if (!this.#isLoadAnnounced) {
       this.#hooks.note('told the secondary alone');
       this.#hooks.line('vm: tells the secondary that the SVM runs from the copy');
       this.#secondary.command((engine, nowUs) => this.#commitAlone(engine, nowUs));
-    } else if (attempt !== undefined && this.#secondary.isAlive && this.#prng.chance(0.5)) {
+    } else if (attempt !== undefined && this.#prng.chance(0.5)) {
       this.#secondary.command((engine, nowUs) => engine.checkpointAbort('the primary died', nowUs));
     }
     this.#svm.resume();
@@ -411,9 +449,11 @@ export class VmLayer {
   /** The secondary's node is dead, its machine with it. */
   onSecondaryDead(): void {
     this.#isLoadAnnounced = true;
+    this.isReplacedUntold = false;
     this.#staged = [];
     const attempt = this.#attempt;
     if (attempt === undefined) return;
+    attempt.isSvmGone = true;
     this.#queue.after(this.#prng.nextBelow(20 * US_PER_MS), 'vm', () => {
       this.#whenAwake(attempt, () => this.#abort(attempt, 'the secondary machine is gone'));
     });

@@ -111,6 +111,8 @@ export class World implements Witness {
   /** An operator has reset the secondary: until the next commit it must refuse to take over. */
   isSecondaryReset = false;
   svmLostUs: Micros = 0;
+  /** The secondary's process has started after one that died, and the primary has not met it yet. */
+  #isSecondaryNew = false;
   /** The primary protects: also while a checkpoint is under way, unless that is the first. */
   #isProtected = false;
   isFailoverGranted = false;
@@ -427,7 +429,7 @@ export class World implements Witness {
   /** All that a paused guest has sent is inside the engine. */
   #drain(path: Path, node: ProxyNode): void {
     path.hurry();
-    node.drainGuest();
+    if (!node.isHung) node.drainGuest();
   }
 
   #nodeHooks(): NodeHooks {
@@ -454,6 +456,7 @@ export class World implements Witness {
           }
           if (to === 'unprotected' && this.isHealed) this.#askAfterReset(event);
         }
+        if (node === this.primary && event.kind === 'peer-up') this.#isSecondaryNew = false;
         if (node === this.secondary && event.kind === 'checkpoint-committed')
           this.isSecondaryReset = false;
         this.vm.onEvent(node, event);
@@ -532,7 +535,10 @@ export class World implements Witness {
     this.primary.kill();
     this.pvm.kill();
     this.link.onNodeDead(this.primary, isHostDead);
-    const isReplica = this.isSvmSynced && !this.isSecondaryReset;
+    // What a primary claims that has not noticed yet that its secondary died is of that one. The next can only be told by force
+    // that its SVM is a replica: it has no word of the primary's.
+    if (this.#isSecondaryNew) this.line('the secondary was started anew, and has not been met');
+    const isReplica = this.isSvmSynced && !this.isSecondaryReset && !this.#isSecondaryNew;
     const hasSurvivor = this.#isProtected && this.secondary.isAlive && isReplica;
     this.queue.after(this.prng.nextBelow(this.options.arbiterUsMax + 1), 'arbiter', () => {
       this.vm.onPrimaryDead();
@@ -584,6 +590,7 @@ export class World implements Witness {
       this.marks.hit('secondary comes back');
       this.svm.boot(this.#guestState());
       this.secondary.restart();
+      this.#isSecondaryNew = true;
       this.link.onNodeStarted(this.secondary);
     });
   }

@@ -17,7 +17,7 @@ import {
   type SimFrame,
   transportChecksumOk,
 } from '../net/packet.ts';
-import type { ProxyNode } from '../node.ts';
+import { hasDroppedOutput, type ProxyNode } from '../node.ts';
 import { ACK, FIN, parseSegment, RST, SYN, type TcpSegment } from '../tcp/segment.ts';
 import type { Checker, Witness } from './checker.ts';
 import { datagramFlow, isDiscovery, streamKey } from './record.ts';
@@ -182,17 +182,10 @@ export class InventionChecker implements Checker {
     for (const { flow, item } of this.#overtaken) {
       if (!item.isReleased) continue;
       // Where a limit has dropped frames (counted), an equal one later stands for another.
-      if (this.#hasDropped()) return;
+      if (hasDroppedOutput(this.#witness.primary)) return;
       this.#witness.broken('G4', `a datagram of ${flow} was released after a later one`);
       return;
     }
-  }
-
-  /** Has the primary dropped output, and counted it? */
-  #hasDropped(): boolean {
-    const { primary } = this.#witness;
-    const reasons = Object.keys(primary.engine.status(primary.nowUs).dropped);
-    return reasons.some((reason) => !reason.startsWith('secondary') && !reason.startsWith('peer'));
   }
 
   #isLost(entry: Entry): boolean {
@@ -203,8 +196,7 @@ export class InventionChecker implements Checker {
 
   onEnd(): void {
     const { primary } = this.#witness;
-    if (!primary.isAlive) return;
-    if (this.#hasDropped()) return;
+    if (!primary.isAlive || hasDroppedOutput(primary)) return;
     for (const [flow, ledger] of this.#ledgers) {
       const lost = ledger.entries.find((entry) => this.#isLost(entry));
       if (lost === undefined) continue;

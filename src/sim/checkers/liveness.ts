@@ -8,7 +8,7 @@ import type { Micros } from '../../base/time.ts';
 import type { NodeState } from '../../env/messages.ts';
 import { COMPARE_LAG_TIMEOUTS } from '../../limits.ts';
 import { type IpPacket, PROTOCOL_TCP, parseIp, type SimFrame } from '../net/packet.ts';
-import type { ProxyNode } from '../node.ts';
+import { hasDroppedOutput, type ProxyNode } from '../node.ts';
 import { ACK, FIN, parseSegment, RST, SYN, type TcpSegment } from '../tcp/segment.ts';
 import type { Checker, Witness } from './checker.ts';
 import { isUnprotected } from './output-commit.ts';
@@ -157,8 +157,7 @@ export class LivenessChecker implements Checker {
   #fail(key: string, what: string, sinceUs: Micros): void {
     const { primary, nowUs } = this.#witness;
     // Output that a limit has refused, counted, is not held.
-    const reasons = Object.keys(primary.engine.status(primary.nowUs).dropped);
-    if (reasons.some((reason) => reason.endsWith('-limit') || reason.startsWith('guest-'))) return;
+    if (hasDroppedOutput(primary)) return;
     const ms = Math.round((nowUs - sinceUs) / 1000);
     this.#witness.broken(
       'G6',
