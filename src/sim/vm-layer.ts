@@ -31,6 +31,8 @@ export interface VmHooks {
   note(what: VmMark): void;
 }
 
+const LATE_US: Micros = 20 * US_PER_MS;
+
 interface Attempt {
   readonly isOneMessage: boolean;
   readonly isResumedFirst: boolean;
@@ -65,6 +67,8 @@ export class VmLayer {
   checkpoints = 0;
   /** For scripts: requests are lost until the heal. */
   isDeaf = false;
+  /** For scripts: from the load to the commit, of which nothing keeps it, it takes `LATE_US`, with both guests running. */
+  isLate = false;
   /** Copies that wait for the secondary's node: of a checkpoint that was given up, too, since its commit may still reach the node. */
   #staged: Attempt[] = [];
   /** Somebody else has begun a checkpoint, and will give it up: until then none is made. */
@@ -308,7 +312,7 @@ export class VmLayer {
       const to = event.fields?.['to'];
       if (to !== 'unprotected' && to !== 'syncing') return;
       const isNoMatter = attempt.isOneMessage && attempt.phase !== 'commit';
-      if (isNoMatter) return;
+      if (isNoMatter || this.isLate) return;
       this.#queue.after(this.#prng.nextBelow(2_000), 'vm', () =>
         this.#over(attempt, `the node is ${to}`),
       );
@@ -356,12 +360,14 @@ export class VmLayer {
       this.#whenAwake(attempt, () => this.#abort(attempt, 'failed after the copy'));
       return;
     }
-    if (attempt.isResumedFirst && !attempt.isOneMessage) {
+    if ((attempt.isResumedFirst || this.isLate) && !attempt.isOneMessage) {
       this.#hooks.note('resumes before the commit');
       // RESUME of the two machines comes in no certain order, and before anybody is told.
       const machines = this.#prng.chance(0.5) ? [this.#pvm, this.#svm] : [this.#svm, this.#pvm];
       machines[0]?.resume();
-      this.#queue.after(this.#prng.nextBelow(3 * US_PER_MS), 'vm', () => {
+      if (this.isLate) machines[1]?.resume();
+      const afterUs = this.isLate ? LATE_US : this.#prng.nextBelow(3 * US_PER_MS);
+      this.#queue.after(afterUs, 'vm', () => {
         if (this.#attempt !== attempt) return;
         machines[1]?.resume();
         this.#whenAwake(attempt, () => this.#commit(attempt));

@@ -107,6 +107,24 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     'seqDistance(clientIsn, info.seq) > 1 &&',
   ),
   mutant(
+    'handshake-without-room',
+    FLOWS,
+    'if (isUnknown && !this.failedOver) {',
+    'if (isUnknown && this.nowUs < 0) {',
+  ),
+  mutant(
+    'output-of-the-connection-before',
+    TCP,
+    "if (isNew && this.held.length > 0) this.#diverge('unverifiable');",
+    "if (isNew && this.held.length > 0) this.#want('unverifiable');",
+  ),
+  mutant(
+    'commit-of-an-undone-checkpoint',
+    PRIMARY,
+    "    if (isUndone) return { ok: false, error: 'Cannot commit: that checkpoint was undone' };\n",
+    '',
+  ),
+  mutant(
     'syn-in-a-full-table',
     FLOWS,
     "this.#dropped.add('syn-flow-limit');\n    return false;",

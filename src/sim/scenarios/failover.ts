@@ -302,6 +302,30 @@ const ADDRESSES_OF_A_SILENT_GUEST: Scenario = {
   untilMs: PROTECTED_MS + 800,
 };
 
+const HANDSHAKE_WITHOUT_ROOM: Scenario = {
+  name: 'handshake-without-room',
+  about:
+    "The peer link had no room for the copy of the PVM's SYN-ACK, nor for the client's first segments: the SVM was given a later one with numbers of the PVM.",
+  script: (stage) => {
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(plan([request(1_000, 0, 4_000)]));
+      const { iss } = session.connection;
+      let hasLost = false;
+      stage.crowdOut((segment) => {
+        const isSynAck = (segment.flags & (SYN | ACK)) === (SYN | ACK);
+        const isFirst = (segment.flags & ACK) !== 0 && ((segment.seq - iss) | 0) <= 1;
+        hasLost ||= isSynAck;
+        return isSynAck || isFirst;
+      });
+      stage.at(PROTECTED_MS + 2_000, () => {
+        stage.demand('G5', hasLost, 'no SYN-ACK was lost');
+        stage.demand('G5', isDone(session), `the session ends: ${session.error || 'never'}`);
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 2_100,
+};
+
 export const FAILOVER_SCENARIOS: readonly Scenario[] = [
   PROBE_OF_REPLACED_STATE,
   LAST_ACK_OF_FULL_TABLE,
@@ -311,5 +335,6 @@ export const FAILOVER_SCENARIOS: readonly Scenario[] = [
   DAMAGED_FIRST_ACK,
   SYN_ACK_OF_THE_SVM_ALONE,
   HANDSHAKE_AT_A_COMMIT,
+  HANDSHAKE_WITHOUT_ROOM,
   ADDRESSES_OF_A_SILENT_GUEST,
 ];

@@ -396,6 +396,75 @@ const RESET_AT_A_COMMIT: Scenario = {
   untilMs: PROTECTED_MS + 30,
 };
 
+/** Ports on which it is tried: with every other ISN the old numbers lie before the new ones. */
+const REUSED_PORTS = 12;
+
+const OUTPUT_OF_THE_CONNECTION_BEFORE: Scenario = {
+  name: 'output-of-the-connection-before',
+  about:
+    'Output that the PVM still held of a connection went out when the next connection of the same ports began and its numbers lay so that the old ones counted as agreed.',
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const { host, application, reschedule } = world.clients[0]!;
+      const before = Array.from({ length: REUSED_PORTS }, () =>
+        stage.open(plan([request(10), request(500)], { pauseUs: 20 * US_PER_MS })),
+      );
+      stage.at(PROTECTED_MS + 15, () =>
+        stage.onSegment(world.secondaryGuest.from, (segment) =>
+          segment.payload.length > 100 ? { isLost: true } : undefined,
+        ),
+      );
+      stage.at(PROTECTED_MS + 40, () => {
+        host.nowUs = world.nowUs;
+        const { ip4 } = world.pvm.host.state;
+        const next = before.map(({ connection, key, receivedCount }) => {
+          stage.demand('G1', receivedCount === 10, `the client has ${receivedCount} bytes`);
+          tcpAbort(connection, host.io);
+          host.touch(key, connection);
+          return application.start(host, ip4, plan([request(10)]), connection.localPort);
+        });
+        reschedule();
+        stage.at(PROTECTED_MS + 1_500, () => {
+          const isThere = next.every(({ receivedCount }) => receivedCount === 10);
+          stage.demand('G6', isThere, 'a client has no answer');
+        });
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 1_600,
+};
+
+const COMMIT_OF_AN_UNDONE_CHECKPOINT: Scenario = {
+  name: 'commit-of-an-undone-checkpoint',
+  about:
+    'A checkpoint was undone by a reset after it had begun, the primary served alone, and the late commit of the older copy was taken for a new checkpoint: the client had bytes that the SVM had never sent.',
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const session = stage.open(plan([request(10), request(10)], { pauseUs: 20 * US_PER_MS }));
+      stage.at(PROTECTED_MS + 15, () => {
+        world.vm.isLate = true;
+        stage.onPhase('loaded', () => {
+          world.primary.command((engine, nowUs) => engine.reset('operator', nowUs));
+        });
+        stage.checkpoint();
+      });
+      stage.at(PROTECTED_MS + 60, () => {
+        stage.demand('G6', session.receivedCount === 20, 'the PVM has not answered meanwhile');
+        world.vm.isLate = false;
+        // With the commit refused another checkpoint has to come before the primary may die.
+        if (world.primary.engine.state === 'protected') stage.killPrimary();
+        else {
+          stage.onPhase('committed', () => stage.killPrimary());
+          stage.checkpoint();
+        }
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 500,
+};
+
 export const RELEASE_SCENARIOS: readonly Scenario[] = [
   GAP_FILLER,
   WINDOW_AT_COMMIT,
@@ -409,4 +478,6 @@ export const RELEASE_SCENARIOS: readonly Scenario[] = [
   DATAGRAM_WITHOUT_ROOM,
   ANSWER_TO_ANOTHER_SYN,
   RESET_AT_A_COMMIT,
+  OUTPUT_OF_THE_CONNECTION_BEFORE,
+  COMMIT_OF_AN_UNDONE_CHECKPOINT,
 ];

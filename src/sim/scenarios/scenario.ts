@@ -7,6 +7,7 @@
  * @module
  */
 import { type Micros, NEVER, US_PER_MS, US_PER_S } from '../../base/time.ts';
+import { VNET_HDR_BYTES } from '../../limits.ts';
 import { PRIMARY_DEFAULTS } from '../../proxy/config.ts';
 import type { Guarantee } from '../checkers/checker.ts';
 import type { Session, SessionPlan } from '../host/client.ts';
@@ -220,6 +221,23 @@ export class Stage {
       if (packet?.protocol !== PROTOCOL_TCP) return undefined;
       const segment = parseSegment(packet.payload);
       return segment === undefined ? undefined : decide(segment, frame, packet);
+    };
+  }
+
+  /** Segments of which the peer link has no room for the primary's copy. */
+  crowdOut(decide: (segment: TcpSegment) => boolean): void {
+    const { primary } = this.world;
+    const link = primary.link!;
+    primary.link = {
+      ...link,
+      sendFrame: (kind, epoch, buffer, offset, length) => {
+        const packet = parseIp(buffer.bytes.slice(offset - VNET_HDR_BYTES, offset + length));
+        const segment =
+          packet?.protocol === PROTOCOL_TCP ? parseSegment(packet.payload) : undefined;
+        if (segment === undefined || !decide(segment)) {
+          link.sendFrame(kind, epoch, buffer, offset, length);
+        }
+      },
     };
   }
 
