@@ -136,6 +136,7 @@ const CAUSES: readonly CheckpointCause[] = [
   'primary-silent',
   'acknowledgement-behind',
   'limit',
+  'unverifiable',
   'secondary-request',
 ];
 
@@ -144,6 +145,7 @@ const ENGINE = [
   'primary flowsFull',
   'primary flowsEvicted',
   'primary held-limit',
+  'primary guest-fragments-timeout',
   'primary client-kept-limit',
   'primary secondary-after-divergence',
   'primary ackLowered',

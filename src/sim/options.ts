@@ -129,6 +129,7 @@ function drawImpairments(prng: Prng, delayUsMax: Micros): Impairments {
     delayUsMin,
     delayUsMax: delayUsMin + prng.nextBelow(delayUsMax),
     loss: sometimes(0.4, 0.08),
+    fragmentLoss: 0,
     duplicate: sometimes(0.3, 0.05),
     reorder: sometimes(0.3, 0.1),
     reorderUsMax: prng.nextBetween(100, 20_000),
@@ -140,7 +141,7 @@ function drawTcp(prng: Prng, isTight: boolean): TcpOptions {
   return {
     mss: prng.pick([536, 1220, 1440, 1460]),
     windowScale: prng.pick([0, 0, 1, 3, 7]),
-    sack: prng.chance(0.7),
+    sack: prng.chance(0.85),
     timestamps: prng.chance(0.6),
     receiveBytesMax: isTight ? 2_000 : prng.pick([2_000, 8_000, 30_000, 65_000, 200_000]),
     delayedAck: prng.chance(0.7),
@@ -251,7 +252,7 @@ export function drawOptions(prng: Prng): RunOptions {
   // Windows that close: small buffers, and readers who let them fill.
   const isTight = prng.chance(0.15);
   const guestTcp = drawTcp(prng, isTight);
-  return {
+  const options = {
     clients: prng.nextBetween(1, 4),
     vlan: prng.chance(0.15) ? prng.nextBetween(1, 4_094) : 0,
     clientPath,
@@ -281,4 +282,7 @@ export function drawOptions(prng: Prng): RunOptions {
     primaryDeathAt: 0.15 + prng.nextFloat() * 0.8,
     arbiterUsMax: prng.pick([1, 20, 300]) * US_PER_MS,
   };
+  // A datagram of which a part is missing can never be compared.
+  guestPath.fragmentLoss = prng.chance(0.3) ? prng.nextFloat() * 0.2 : 0;
+  return options;
 }

@@ -7,7 +7,7 @@
 import type { Micros } from '../../base/time.ts';
 import type { NodeState } from '../../env/messages.ts';
 import { COMPARE_LAG_TIMEOUTS } from '../../limits.ts';
-import { type IpPacket, PROTOCOL_TCP, parseIp, type SimFrame } from '../net/packet.ts';
+import { PROTOCOL_TCP, parseIp, type SimFrame } from '../net/packet.ts';
 import { hasDroppedOutput, type ProxyNode } from '../node.ts';
 import { ACK, FIN, parseSegment, RST, SYN, type TcpSegment } from '../tcp/segment.ts';
 import type { Checker, Witness } from './checker.ts';
@@ -16,6 +16,8 @@ import { datagramFlow, isAfter, isDiscovery, streamKey } from './record.ts';
 
 /** Beyond the timeout: the tick that notices it, and the flush after it. */
 const SLACK_US: Micros = 30_000;
+/** Before everything that waits. */
+const NOTHING_US: Micros = -1;
 
 interface Waiting {
   /** TCP: sequence number after the newest output. Datagrams: how many. */
@@ -69,9 +71,13 @@ export class LivenessChecker implements Checker {
   #note(frame: SimFrame, what: 'given' | 'released'): void {
     const packet = parseIp(frame);
     if (packet === undefined || isDiscovery(packet)) return;
-    if (packet.fragmentOffset > 0 || packet.moreFragments) return;
+    if (packet.fragmentOffset > 0 || packet.moreFragments) {
+      const { src, dst, protocol, id } = packet;
+      this.#noteDatagram(`${src}>${dst} ${protocol} fragments ${id}`, what);
+      return;
+    }
     if (packet.protocol !== PROTOCOL_TCP) {
-      this.#noteDatagram(packet, what);
+      this.#noteDatagram(datagramFlow(packet), what);
       return;
     }
     const segment = parseSegment(packet.payload);
@@ -119,8 +125,8 @@ export class LivenessChecker implements Checker {
     }
   }
 
-  #noteDatagram(packet: IpPacket, what: 'given' | 'released'): void {
-    const flow = this.#flow(datagramFlow(packet), false);
+  #noteDatagram(key: string, what: 'given' | 'released'): void {
+    const flow = this.#flow(key, false);
     flow[what]++;
     if (what === 'released') flow.sinceUs = -1;
     if (flow.given > flow.released && flow.sinceUs < 0) flow.sinceUs = this.#witness.nowUs;
@@ -133,17 +139,20 @@ export class LivenessChecker implements Checker {
       this.#freeSinceUs = nowUs;
       return;
     }
-    // A stream that goes on gets more time; see COMPARE_LAG_TIMEOUTS.
-    const boundUs = isUnprotected(primary.engine.state)
-      ? 0
-      : COMPARE_LAG_TIMEOUTS * config.compareTimeoutUs + config.minRunUs;
-    const latestUs = nowUs - boundUs - SLACK_US;
-    const ackBoundUs = Math.min(boundUs, config.compareTimeoutUs + config.minRunUs);
-    const latestAckUs = nowUs - ackBoundUs - SLACK_US;
-    // A checkpoint may have taken up what waited; then the bound counts anew from its end.
-    if (Math.max(this.#freeSinceUs, disturbedUs) > latestUs) return;
+    const { compareTimeoutUs, minRunUs } = config;
+    const isFree = isUnprotected(primary.engine.state);
+    // A checkpoint may have taken up what waited; then each bound counts anew from its end.
+    const fromUs = Math.max(this.#freeSinceUs, disturbedUs);
+    const latestOf = (timeouts: number): Micros => {
+      const boundUs = isFree ? 0 : timeouts * compareTimeoutUs + minRunUs;
+      const latestUs = nowUs - boundUs - SLACK_US;
+      return fromUs > latestUs ? NOTHING_US : latestUs;
+    };
+    // A stream that goes on gets more time; see COMPARE_LAG_TIMEOUTS. Fragments wait for each other, and then for the SVM.
+    const latestUs = { stream: latestOf(COMPARE_LAG_TIMEOUTS), datagram: latestOf(2) };
+    const latestAckUs = latestOf(1);
     for (const [key, flow] of this.#flows) {
-      if (flow.sinceUs >= 0 && flow.sinceUs < latestUs) {
+      if (flow.sinceUs >= 0 && flow.sinceUs < latestUs[flow.isTcp ? 'stream' : 'datagram']) {
         this.#fail(key, 'output', flow.sinceUs);
         return;
       }

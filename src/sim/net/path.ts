@@ -8,13 +8,15 @@ import type { Micros } from '../../base/time.ts';
 import { VNET_HDR_BYTES } from '../../limits.ts';
 import type { EventQueue, ScheduledEvent } from '../event-queue.ts';
 import type { Marks } from '../marks.ts';
-import { ETHER_IPV4, ETHER_IPV6, parseHead, type SimFrame } from './packet.ts';
+import { ETHER_IPV4, ETHER_IPV6, parseHead, parseIp, type SimFrame } from './packet.ts';
 
 /** Probabilities per frame, and delays. */
 export interface Impairments {
   delayUsMin: Micros;
   delayUsMax: Micros;
   loss: number;
+  /** Of IP fragments, beside that. */
+  fragmentLoss: number;
   duplicate: number;
   /** A frame that is reordered waits this much longer and lets others pass. */
   reorder: number;
@@ -38,6 +40,9 @@ const CORRUPTED_BYTES = 80;
 
 /** Frames under way at most; a full queue drops the newest, as a device does. */
 const FRAMES_MAX = 2_000;
+
+/** Frames that one link has damaged; no other does it again: of two bits that are turned over, a checksum of 16 bits may see nothing. */
+const damaged = new WeakSet<SimFrame>();
 
 export class Path {
   readonly name: string;
@@ -77,13 +82,14 @@ export class Path {
     this.isCut = false;
     this.script = undefined;
     this.impairments.loss = 0;
+    this.impairments.fragmentLoss = 0;
     this.impairments.duplicate = 0;
     this.impairments.reorder = 0;
     this.impairments.corrupt = 0;
   }
 
   send(frame: SimFrame): void {
-    const { loss, duplicate } = this.impairments;
+    const { loss, fragmentLoss, duplicate } = this.impairments;
     if (this.isCut) this.#note('cut off');
     if (this.isCut || this.#underWay.size >= FRAMES_MAX) return;
     const fate = this.script?.(frame);
@@ -92,6 +98,10 @@ export class Path {
       return;
     }
     if (loss > 0 && this.#prng.chance(loss)) {
+      this.#note('lost');
+      return;
+    }
+    if (fragmentLoss > 0 && isFragment(frame) && this.#prng.chance(fragmentLoss)) {
       this.#note('lost');
       return;
     }
@@ -119,7 +129,7 @@ export class Path {
       atUs = Math.max(atUs, this.#lastUs);
       this.#lastUs = atUs;
     }
-    const isDamaged = corrupt > 0 && this.#prng.chance(corrupt);
+    const isDamaged = corrupt > 0 && this.#prng.chance(corrupt) && !damaged.has(original);
     if (isDamaged) this.#note('damaged');
     const frame = isDamaged ? this.#corrupted(original) : original;
     this.#arrive(atUs, frame);
@@ -152,6 +162,12 @@ export class Path {
     if (count <= 0) return frame;
     const at = start + this.#prng.nextBelow(count);
     frame[at]! ^= 1 << this.#prng.nextBelow(8);
+    damaged.add(frame);
     return frame;
   }
+}
+
+function isFragment(frame: SimFrame): boolean {
+  const packet = parseIp(frame);
+  return packet !== undefined && (packet.moreFragments || packet.fragmentOffset > 0);
 }

@@ -53,6 +53,7 @@ function calmPath(delayUs: Micros): Impairments {
     delayUsMin: delayUs,
     delayUsMax: delayUs,
     loss: 0,
+    fragmentLoss: 0,
     duplicate: 0,
     reorder: 0,
     reorderUsMax: 0,

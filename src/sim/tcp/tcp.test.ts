@@ -29,6 +29,7 @@ const CLEAN: Impairments = {
   duplicate: 0,
   reorder: 0,
   reorderUsMax: 5_000,
+  fragmentLoss: 0,
   corrupt: 0,
 };
 
