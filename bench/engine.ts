@@ -2,21 +2,26 @@
  * The primary engine alone, without ports: nanoseconds per pair of frames (the PVM's and the SVM's), for payload sizes, numbers of
  * connections and an SVM that is some frames behind.
  *
- *     npm run bench:engine
+ *     npm run bench:engine [-- --heap-profile]
  *
  * "garbage" are the bytes of the heap that a pair takes, "kept" what of them is still there after a full collection when all
  * pairs are through. It runs with a young generation that is larger than the garbage, so that the one is the growth of the heap.
+ * `--heap-profile`: instead, where in the code it is taken.
  *
  * @module
  */
+import { parseArgs } from 'node:util';
 import type { EngineOutput } from '../src/env/engine.ts';
 import { LINK_FRAME_SECONDARY } from '../src/env/messages.ts';
 import { PRIMARY_DEFAULTS } from '../src/proxy/config.ts';
 import { PrimaryEngine } from '../src/proxy/primary.ts';
 import { TCP_ACK, TCP_SYN } from '../src/wire/tcp.ts';
 import { CLIENT_IP, GUEST_IP, tcpFrame } from '../test/support/frame-builder.ts';
+import { beginHeapProfile, endHeapProfile } from './heap-probe.mjs';
+import { type HeapSites, heapRows, printTable } from './report.ts';
 
 const BATCH = 64;
+const PROFILED_PAYLOAD_BYTES = 1_400;
 
 interface Result {
   readonly nsPerPair: number;
@@ -33,7 +38,19 @@ function heapBytes(isCollected: boolean): number {
   return process.memoryUsage().heapUsed;
 }
 
-function run(payloadBytes: number, flows: number, behind: number, pairs: number): Result {
+/** What is done around the pairs, beside measuring; see `--heap-profile`. */
+interface Around {
+  readonly begin: () => void;
+  readonly end: () => void;
+}
+
+function run(
+  payloadBytes: number,
+  flows: number,
+  behind: number,
+  pairs: number,
+  around?: Around,
+): Result {
   let released = 0;
   const output: EngineOutput = {
     sendToNet: () => {
@@ -82,6 +99,7 @@ function run(payloadBytes: number, flows: number, behind: number, pairs: number)
     view.setUint32(ipAt + 24, seq);
   };
   const heapBefore = heapBytes(true);
+  around?.begin();
   const started = process.hrtime.bigint();
   let p = 0;
   let s = 0;
@@ -105,6 +123,7 @@ function run(payloadBytes: number, flows: number, behind: number, pairs: number)
   }
   const ns = Number(process.hrtime.bigint() - started);
   const garbage = heapBytes(false) - heapBefore;
+  around?.end();
   const kept = heapBytes(true) - heapBefore;
   if (released !== pairs) throw new Error(`released ${released} of ${pairs}`);
   // The engine and its flows are still in use here.
@@ -116,21 +135,47 @@ function run(payloadBytes: number, flows: number, behind: number, pairs: number)
   };
 }
 
-const rows = [];
-for (const payload of [64, 1400, 32_000]) {
-  for (const flows of [1, 100, 10_000, 100_000]) {
-    for (const behind of [0, 64]) {
-      run(payload, flows, behind, 20_000);
-      const result = run(payload, flows, behind, payload > 2000 ? 50_000 : 300_000);
-      rows.push({
-        payload,
-        flows,
-        behind,
-        'ns a pair': Math.round(result.nsPerPair),
-        'garbage, bytes a pair': result.garbageBytesPerPair.toFixed(1),
-        'kept, bytes a pair': result.keptBytesPerPair.toFixed(2),
-      });
+/** Bytes a pair by the site that took them, and those alive after a full collection: two runs, for V8 has one such profile at a time. */
+function profile(flows: number): void {
+  const pairs = 300_000;
+  run(PROFILED_PAYLOAD_BYTES, flows, 64, 20_000);
+  const [taken, alive] = [false, true].map((isAlive) => {
+    let sites: HeapSites = [];
+    run(PROFILED_PAYLOAD_BYTES, flows, 64, pairs, {
+      begin: () => beginHeapProfile(isAlive),
+      end: () => {
+        sites = endHeapProfile();
+      },
+    });
+    return sites;
+  }) as [HeapSites, HeapSites];
+  process.stderr.write(`\n${flows} connections, bytes a pair\n`);
+  printTable(heapRows(taken, alive, pairs));
+}
+
+function measure(): void {
+  const rows = [];
+  for (const payload of [64, 1400, 32_000]) {
+    for (const flows of [1, 100, 10_000, 100_000]) {
+      for (const behind of [0, 64]) {
+        run(payload, flows, behind, 20_000);
+        const result = run(payload, flows, behind, payload > 2000 ? 50_000 : 300_000);
+        rows.push({
+          payload,
+          flows,
+          behind,
+          'ns a pair': Math.round(result.nsPerPair),
+          'garbage, bytes a pair': result.garbageBytesPerPair.toFixed(1),
+          'kept, bytes a pair': result.keptBytesPerPair.toFixed(2),
+        });
+      }
     }
   }
+  console.table(rows);
 }
-console.table(rows);
+
+const { values: options } = parseArgs({
+  options: { 'heap-profile': { type: 'boolean', default: false } },
+});
+if (options['heap-profile']) for (const flows of [1, 100, 10_000]) profile(flows);
+else measure();

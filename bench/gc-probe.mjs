@@ -1,9 +1,10 @@
 /**
  * Preloaded into nodes by benchmarks (`--import`): appends what the garbage collector did to the file COLO_BENCH_GC, as
- * JSON lines with `pid`, `role`, `heapBytes` and the pauses in milliseconds since the line before. Unset: does nothing.
+ * JSON lines with `pid`, `role`, `heapBytes` and the pauses since the line before: `ms`, `atMs` (since 1970), `isYoung` (of the young generation
+ * alone). Unset: does nothing.
  */
 import { appendFileSync } from 'node:fs';
-import { PerformanceObserver } from 'node:perf_hooks';
+import { constants, PerformanceObserver, performance } from 'node:perf_hooks';
 
 const INTERVAL_MS = 2_000;
 const path = process.env.COLO_BENCH_GC;
@@ -12,7 +13,10 @@ const role = process.argv[2];
 if (path !== undefined && (role === 'primary' || role === 'secondary')) {
   let pauses = [];
   const observer = new PerformanceObserver((list) => {
-    for (const entry of list.getEntries()) pauses.push(entry.duration);
+    for (const { detail, duration, startTime } of list.getEntries()) {
+      const isYoung = detail.kind === constants.NODE_PERFORMANCE_GC_MINOR;
+      pauses.push({ ms: duration, atMs: performance.timeOrigin + startTime, isYoung });
+    }
   });
   observer.observe({ entryTypes: ['gc'] });
   setInterval(() => {

@@ -20,3 +20,24 @@ export function printTable(rows: Readonly<Record<string, Row>>): void {
   ];
   process.stderr.write(`${lines.join('\n')}\n`);
 }
+
+/** Bytes of the heap by the site that took them, the most first: what `endHeapProfile` gives. */
+export type HeapSites = readonly (readonly [site: string, bytes: number])[];
+
+const TAKEN_SITES_MAX = 6;
+const ALIVE_SITES_MAX = 2;
+
+/** Rows of a heap profile, in bytes for each of `count` things that were done: the sites that took most, and those of which most is alive. */
+export function heapRows(taken: HeapSites, alive: HeapSites, count: number): Record<string, Row> {
+  const total = (sites: HeapSites): number => sites.reduce((sum, [, bytes]) => sum + bytes, 0);
+  const [takenAt, aliveAt] = [new Map(taken), new Map(alive)];
+  const row = (takenBytes = 0, aliveBytes = 0): Row => ({
+    taken: (takenBytes / count).toFixed(1),
+    alive: (aliveBytes / count).toFixed(2),
+  });
+  const top = [...taken.slice(0, TAKEN_SITES_MAX), ...alive.slice(0, ALIVE_SITES_MAX)];
+  return {
+    all: row(total(taken), total(alive)),
+    ...Object.fromEntries(top.map(([site]) => [site, row(takenAt.get(site), aliveAt.get(site))])),
+  };
+}

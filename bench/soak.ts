@@ -5,7 +5,8 @@
  *     npm run bench:soak [-- [--seconds N] [--json]]
  *
  * All at once and over again: short connections, a download, an upload, UDP, pings, and answers with random
- * bytes (each costs a checkpoint). "early" is the second fifth of the run, "late" the last.
+ * bytes (each costs a checkpoint). "early" is the second fifth of the run, "late" the last. Pauses of the garbage collector are those under
+ * load, not of the nodes' start: "young", of the young generation alone, and the others.
  *
  * @module
  */
@@ -30,10 +31,17 @@ interface Sample {
   readonly heldBytes: number;
 }
 
+/** See gc-probe.mjs. */
+interface GcPause {
+  readonly ms: number;
+  readonly atMs: number;
+  readonly isYoung: boolean;
+}
+
 interface GcLine {
   readonly role: string;
   readonly heapBytes: number;
-  readonly pauses: readonly number[];
+  readonly pauses: readonly GcPause[];
 }
 
 function check(condition: boolean, what: unknown): void {
@@ -121,6 +129,22 @@ function readGc(path: string): readonly GcLine[] {
   return lines.map((line) => JSON.parse(line) as GcLine);
 }
 
+function describePauses(pauses: readonly GcPause[]): Row {
+  const of = (isYoung: boolean): readonly number[] =>
+    pauses
+      .filter((pause) => pause.isYoung === isYoung)
+      .map(({ ms }) => ms)
+      .sort((a, b) => a - b);
+  const [young, others] = [of(true), of(false)];
+  const at = (q: number): string => (young[Math.ceil(young.length * q) - 1] ?? 0).toFixed(1);
+  return {
+    'GC, young': young.length,
+    'p50 / p90 / p99 / max ms': [0.5, 0.9, 0.99, 1].map(at).join(' / '),
+    others: others.length,
+    'max ms': (others.at(-1) ?? 0).toFixed(1),
+  };
+}
+
 async function main(): Promise<number> {
   const { values } = parseArgs({
     options: {
@@ -138,6 +162,7 @@ async function main(): Promise<number> {
   const bench = await Bench.start({ directory: join(directory, 'bench'), family: 4, seed: 0 });
   const seconds = Number(values.seconds);
   const startMs = monotonicMs();
+  const loadedAtMs = Date.now();
   const isOver = (): boolean => monotonicMs() - startMs > seconds * 1_000;
   const nodes = { primary: bench.primary, secondary: bench.secondary };
   const samples: Record<string, Sample[]> = { primary: [], secondary: [] };
@@ -162,13 +187,11 @@ async function main(): Promise<number> {
   const rows: Record<string, Row> = {};
   for (const role of Object.keys(nodes)) {
     const lines = gc.filter((line) => line.role === role);
-    const pauses = lines.flatMap((line) => line.pauses).sort((a, b) => a - b);
+    const pauses = lines.flatMap((line) => line.pauses.filter(({ atMs }) => atMs >= loadedAtMs));
     const heap = lines.map(({ heapBytes }) => heapBytes / MIB);
     rows[role] = {
       ...compareEnds(samples[role]!, heap),
-      'GC pauses': pauses.length,
-      'GC p99 ms': (pauses[Math.ceil(pauses.length * 0.99) - 1] ?? 0).toFixed(1),
-      'GC max ms': (pauses.at(-1) ?? 0).toFixed(1),
+      ...describePauses(pauses),
     };
   }
   const facts = { seconds, divergences, checkpoints: checkpoints.committed };

@@ -11,7 +11,7 @@
  * | segments | the same streams cut at other places, and behind; no row for the relay, which knows no streams |
  *
  * Feeder, comparer and kernel share the machine's cores. "frames" are the primary's frames that came out.
- * `--cpu-prof DIR` writes profiles of `compare`.
+ * `--cpu-prof DIR` writes profiles of `compare`. `--heap-profile` says instead where `compare` takes memory of the heap, and what of it is alive.
  *
  * @module
  */
@@ -24,7 +24,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { callControl } from '../src/control/client.ts';
-import { printTable, type Row } from './report.ts';
+import { type HeapSites, heapRows, printTable, type Row } from './report.ts';
 
 const SYSTEMS = ['colo-proxy', 'qemu', 'relay'] as const;
 type System = (typeof SYSTEMS)[number];
@@ -47,6 +47,12 @@ interface Result {
   readonly cpuUsPerFrame: number;
 }
 
+/** One heap profile of `compare`, see heap-probe.mjs. */
+interface HeapProfile {
+  readonly path: string;
+  readonly isAlive: boolean;
+}
+
 const { values: options } = parseArgs({
   options: {
     seconds: { type: 'string', default: '1.5' },
@@ -57,6 +63,7 @@ const { values: options } = parseArgs({
     json: { type: 'boolean', default: false },
     quick: { type: 'boolean', default: false },
     'cpu-prof': { type: 'string' },
+    'heap-profile': { type: 'boolean', default: false },
   },
 });
 
@@ -135,10 +142,12 @@ async function measure(
   given: Case,
   feeder: string,
   relay: string,
-): Promise<Result> {
+  heap?: HeapProfile,
+): Promise<Result & { readonly frames: number }> {
   const directory = mkdtempSync(join(tmpdir(), 'colo-bench-'));
   const [program, ...words] = commandOf(system, directory, relay);
-  const comparer = spawn(program!, words, { stdio: ['ignore', 'ignore', 'ignore'] });
+  const env = heap === undefined ? process.env : { ...process.env, ...heapEnvironment(heap) };
+  const comparer = spawn(program!, words, { env, stdio: ['ignore', 'ignore', 'ignore'] });
   const paths = ['primary', 'secondary', 'out'].map((name) => join(directory, name));
   let player: ChildProcess | undefined;
   try {
@@ -153,13 +162,16 @@ async function measure(
     if (system === 'colo-proxy') await protect(join(directory, 'control'));
     player.stdin!.write('\n');
     if ((await lines.next()).value !== 'open') throw new Error(`${system}: no connections`);
+    if (heap !== undefined) await turnHeapProfile(comparer, heap, false);
     const before = cpuSeconds(comparer.pid!);
     player.stdin!.write('\n');
     const line: unknown = (await lines.next()).value;
     const match = /received (\d+) bytes (\d+) of \d+ ns (\d+)/.exec(String(line));
     if (match === null) throw new Error(`${system}: ${String(line)}`);
     const [frames, bytes, ns] = match.slice(1).map(Number) as [number, number, number];
+    if (heap !== undefined) await turnHeapProfile(comparer, heap, true);
     return {
+      frames,
       framesPerSecond: (frames / ns) * 1e9,
       gbitPerSecond: (bytes * 8) / ns,
       cpuUsPerFrame: ((cpuSeconds(comparer.pid!) - before) / frames) * 1e6,
@@ -169,6 +181,42 @@ async function measure(
     await stop(comparer);
     rmSync(directory, { recursive: true, force: true });
   }
+}
+
+function heapEnvironment({ path, isAlive }: HeapProfile): Record<string, string> {
+  const probe = fileURLToPath(new URL('./heap-probe.mjs', import.meta.url));
+  return {
+    NODE_OPTIONS: `--import ${probe}`,
+    COLO_BENCH_HEAP: path,
+    COLO_BENCH_HEAP_ALIVE: isAlive ? '1' : '0',
+  };
+}
+
+/** Begins the profile, or ends it: then the file says so, else nothing does, and a moment has to be enough. */
+async function turnHeapProfile(
+  comparer: ChildProcess,
+  { path }: HeapProfile,
+  isEnd: boolean,
+): Promise<void> {
+  comparer.kill('SIGUSR2');
+  if (isEnd) await until('a heap profile', () => existsSync(path));
+  await new Promise((resolve) => setTimeout(resolve, 500));
+}
+
+/** Where `compare` takes memory in one case. */
+async function profileHeap(given: Case, feeder: string, directory: string): Promise<void> {
+  const profiles: HeapSites[] = [];
+  for (const isAlive of [true, false]) {
+    const path = join(directory, isAlive ? 'alive.json' : 'taken.json');
+    const { frames } = await measure('colo-proxy', given, feeder, '', { path, isAlive });
+    const sites = JSON.parse(readFileSync(path, 'utf8')) as [string, number][];
+    profiles.push(sites.map(([site, bytes]) => [site, bytes / frames]));
+    rmSync(path);
+  }
+  const [alive, taken] = profiles as [HeapSites, HeapSites];
+  const { mode, payload, connections } = given;
+  process.stderr.write(`\n${mode}, ${payload} bytes, ${connections}: bytes of the heap a frame\n`);
+  printTable(heapRows(taken, alive, 1));
 }
 
 function hasQemu(): boolean {
@@ -207,6 +255,10 @@ async function run(): Promise<void> {
       for (const payload of options.payload.map(Number)) {
         for (const connections of options.connections.map(Number)) {
           const given = { payload, connections, mode };
+          if (options['heap-profile']) {
+            await profileHeap(given, feeder, directory);
+            continue;
+          }
           const results: Partial<Record<System, Result>> = {};
           for (const system of systems) {
             if (system === 'qemu' && !hasQemu()) continue;
@@ -226,7 +278,7 @@ async function run(): Promise<void> {
   } finally {
     rmSync(directory, { recursive: true, force: true });
   }
-  printTable(rows);
+  if (!options['heap-profile']) printTable(rows);
   if (options.json) process.stdout.write(`${JSON.stringify({ node: process.version, all })}\n`);
 }
 

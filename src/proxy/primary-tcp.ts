@@ -466,7 +466,8 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
       this.#release(segment);
     }
     if (released === held.length) this.held = heldArrays.give(held);
-    else if (released > 0) held.splice(0, released);
+    else if (released === 1) held.shift();
+    else if (released > 1) held.splice(0, released);
     if (this.#repeatsHeld > 0 && held.length > 1) this.#pumpRepeats();
   }
 
