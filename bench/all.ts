@@ -41,9 +41,9 @@ const PARTS: readonly Part[] = [
   },
   {
     name: 'lab',
-    text: 'a protected pair against the plain bridge',
-    args: ['--seconds', '5'],
-    quickArgs: ['--seconds', '2'],
+    text: "a protected pair against the plain bridge and QEMU's own objects",
+    args: ['--seconds', '5', '--qemu'],
+    quickArgs: ['--seconds', '2', '--qemu'],
   },
   {
     name: 'failover',

@@ -64,16 +64,26 @@ function draw({ title, unit, categories, series, mark }: Bars): string {
 interface LabResult {
   readonly both: Readonly<Record<string, number>>;
   readonly pair: Readonly<Record<string, number>>;
+  /** With `--qemu`; a figure that could not be taken is missing. */
+  readonly qemu?: { readonly figures: Readonly<Record<string, number>> };
 }
 
-function labChart({ both, pair }: LabResult): string {
+function labChart({ both, pair, qemu }: LabResult): string {
+  const percent = (names: readonly string[], figures: Readonly<Record<string, number>>) =>
+    names.map((name) => {
+      const value = figures[name];
+      return value === undefined ? undefined : (100 * value) / both[name]!;
+    });
   // Waits are in the table: here higher is better throughout.
   const names = Object.keys(pair).filter((name) => !name.endsWith(' ms'));
   return draw({
     title: 'A protected pair, relative to the plain bridge with both guests serving',
     unit: '%',
     categories: names.map((name) => name.replace(' Mbit/s', '').replace('/s', '')),
-    series: { 'protected pair': names.map((name) => (100 * pair[name]!) / both[name]!) },
+    series: {
+      'protected pair': percent(names, pair),
+      ...(qemu === undefined ? {} : { "QEMU's own objects": percent(names, qemu.figures) }),
+    },
   });
 }
 

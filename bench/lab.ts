@@ -2,7 +2,7 @@
  * The lab's topology: a protected pair against the plain bridge, with one guest and with two, in one run. Needs root (or
  * user namespaces), iperf3 and wrk (`npm run bench` installs them where it may).
  *
- *     npm run bench:lab [-- [--seconds N] [--attach nfqueue] [--insecure] [--json] [--only download,upload,...]]
+ *     npm run bench:lab [-- [--seconds N] [--attach nfqueue] [--qemu] [--insecure] [--json] [--only download,upload,...]]
  *
  * | figure | how |
  * | --- | --- |
@@ -17,6 +17,7 @@
  * iperf3 run (its closing report differs) would spoil the next.
  *
  * `--attach nfqueue` measures the pair once more with PN's tap in the bridge and its packets in the kernel's queues.
+ * `--qemu` measures the same guests protected by QEMU's own objects too, see `lab-qemu.ts`.
  *
  * @module
  */
@@ -32,8 +33,10 @@ import { GuestProcess } from '../src/lab/guest-process.ts';
 import { ProcessChannel } from '../src/lab/messages.ts';
 import type { Namespace } from '../src/lab/netns.ts';
 import { labModule } from '../src/lab/program.ts';
+import { QEMU } from '../src/lab/qemu/image.ts';
 import { enterSandbox, runInSandbox, sandboxDirectory } from '../src/lab/sandbox.ts';
 import { ADDRESSES, buildTopology, closeTopology } from '../src/lab/topology.ts';
+import { QemuPair } from './lab-qemu.ts';
 import { printTable, type Row } from './report.ts';
 
 type AskClient = <N extends keyof ClientCalls>(
@@ -49,6 +52,16 @@ interface Place {
 
 /** Named figures; higher is better but for those in ms. */
 type Figures = Record<string, number>;
+
+/** What QEMU's objects did, by the names of figures. */
+interface QemuResult {
+  readonly figures: Figures;
+  /** Checkpoints that were asked for while a figure was taken. */
+  readonly requests: Figures;
+  /** Why there is no figure. */
+  readonly failures: Record<string, string>;
+}
+
 type Measurement = (place: Place, seconds: number) => Promise<Figures>;
 
 const IPERF_PORT = 5_201;
@@ -58,6 +71,11 @@ const CONNECTIONS_WARM_UP = 1_000;
 const CONNECTIONS = 2_000;
 const CONCURRENCY = 8;
 const ANSWER_BYTES = 1_024;
+/** What a program may take beyond its own measuring, ms: behind a pair that diverges each of its steps can wait for seconds. */
+const PROGRAM_MS_MAX = 45_000;
+const CELL_LENGTH_MAX = 60;
+/** Programs and the Debian packages that have them. */
+const PROGRAMS = { iperf3: 'iperf3', wrk: 'wrk', [QEMU]: 'qemu-system-x86' };
 
 async function output(child: ChildProcess): Promise<string> {
   let text = '';
@@ -65,8 +83,24 @@ async function output(child: ChildProcess): Promise<string> {
     text += chunk.toString();
   });
   await once(child, 'close');
-  if (child.exitCode !== 0) throw new Error(`${child.spawnargs.join(' ')}: ${text}`);
-  return text;
+  if (child.exitCode === 0) return text;
+  const [program = ''] = child.spawnargs;
+  if (child.signalCode !== null) throw new Error(`${program} did not end in time`);
+  throw new Error(`${program}: ${/"error":\s*"(.*)"/.exec(text)?.[1] ?? text}`);
+}
+
+/** Runs a program that measures for `seconds`. @throws Error when it fails or does not end */
+function outputOf(
+  namespace: Namespace,
+  seconds: number,
+  program: string,
+  args: readonly string[],
+): Promise<string> {
+  const stdio = ['ignore', 'pipe', 'inherit'] as const;
+  const timeout = seconds * 1_000 + PROGRAM_MS_MAX;
+  return output(
+    namespace.spawn(program, args, { stdio: [...stdio], timeout, killSignal: 'SIGKILL' }),
+  );
 }
 
 /** The first second, in which TCP and the nodes come to speed, is left out (`-O 1`). */
@@ -80,8 +114,7 @@ function iperf(name: string, flows: number, isReverse: boolean): Measurement {
       const args = ['-c', ADDRESSES[4].guest, '-p', String(IPERF_PORT), '-t', String(seconds)];
       args.push('-O', '1', '-J', '-P', String(flows), '--repeating-payload');
       if (isReverse) args.push('-R');
-      const stdio = ['ignore', 'pipe', 'inherit'] as const;
-      const text = await output(client.spawn('iperf3', args, { stdio: [...stdio] }));
+      const text = await outputOf(client, seconds, 'iperf3', args);
       const { end } = JSON.parse(text) as { end: { sum_received: { bits_per_second: number } } };
       return { [name]: end.sum_received.bits_per_second / 1e6 };
     } finally {
@@ -121,14 +154,11 @@ async function requests({ client }: Place, seconds: number): Promise<Figures> {
   const url = `http://${ADDRESSES[4].guest}/bytes/${ANSWER_BYTES}`;
   const args = ['-t', '1', '-c', String(CONCURRENCY), '--latency'];
   const run = (duration: number): Promise<string> =>
-    output(
-      client.spawn('wrk', [...args, '-d', String(duration), url], {
-        stdio: ['ignore', 'pipe', 'inherit'],
-      }),
-    );
+    outputOf(client, duration, 'wrk', [...args, '-d', String(duration), url]);
   await run(2);
   const text = await run(seconds);
-  if (/Non-2xx|Socket errors/.test(text)) throw new Error(text);
+  const error = /.*(?:Non-2xx|Socket errors).*|\b0 requests in .*/.exec(text)?.[0];
+  if (error !== undefined) throw new Error(`wrk: ${error.trim()}`);
   return {
     'requests/s': wrkFigure(text, /Requests\/sec:\s+([\d.]+)()/),
     'request p50 ms': wrkFigure(text, /50%\s+([\d.]+)(us|ms|s)/),
@@ -201,6 +231,47 @@ async function protectedPair(
   }
 }
 
+/**
+ * The same guests behind QEMU's own objects. What these cannot carry to its end is told in the place of its figures.
+ *
+ * @param names of the figures that `measure` takes
+ */
+async function byQemu(
+  measure: Measurement,
+  seconds: number,
+  directory: string,
+  names: readonly string[],
+  result: QemuResult,
+): Promise<void> {
+  let pair: QemuPair | undefined;
+  try {
+    pair = await QemuPair.start(directory);
+    const { clients, topology } = pair;
+    const { client, pvm, svm } = topology;
+    const ask: AskClient = (request) => clients.ask(request as never) as Promise<never>;
+    const figures = await measure({ client, guests: [pvm, svm], ask }, seconds);
+    Object.assign(result.figures, figures);
+  } catch (error) {
+    const text = error instanceof Error ? error.message : String(error);
+    console.error(`behind QEMU's objects: ${text}`);
+    const cell = text.replaceAll(/\s+/g, ' ').slice(0, CELL_LENGTH_MAX);
+    for (const name of names) result.failures[name] = cell;
+  } finally {
+    for (const name of names) result.requests[name] = pair?.requests ?? 0;
+    await pair?.close();
+  }
+}
+
+/** How many times the throughput of QEMU's objects; of waits, which part of theirs. */
+function timesQemu(pair: Figures, { figures }: QemuResult): Row {
+  return Object.fromEntries(
+    Object.entries(pair).map(([name, value]) => {
+      const base = figures[name] ?? 0;
+      return [name, base === 0 ? '-' : (value / base).toFixed(name.endsWith('ms') ? 2 : 1)];
+    }),
+  );
+}
+
 function ratio(pair: Figures, base: Figures): Row {
   return Object.fromEntries(
     Object.entries(pair).map(([name, value]) => [
@@ -226,6 +297,7 @@ async function main(): Promise<number> {
     options: {
       seconds: { type: 'string', default: '5' },
       attach: { type: 'string', default: 'packet' },
+      qemu: { type: 'boolean', default: false },
       insecure: { type: 'boolean', default: false },
       json: { type: 'boolean', default: false },
       only: { type: 'string', default: Object.keys(MEASUREMENTS).join(',') },
@@ -236,9 +308,10 @@ async function main(): Promise<number> {
     if (measure === undefined) throw new Error(`--only ${name}: there is no such figure`);
     return [name, measure];
   });
-  for (const program of ['iperf3', 'wrk']) {
-    if (spawnSync(program, ['-v']).error === undefined) continue;
-    console.error(`Cannot measure without ${program}: apt-get install ${program}`);
+  for (const [program, packageName] of Object.entries(PROGRAMS)) {
+    if (program === QEMU && !values.qemu) continue;
+    if (spawnSync(program, ['-version']).error === undefined) continue;
+    console.error(`Cannot measure without ${program}: apt-get install ${packageName}`);
     return 71;
   }
   if (values.attach !== 'packet' && values.attach !== 'nfqueue') {
@@ -253,13 +326,19 @@ async function main(): Promise<number> {
   const both: Figures = {};
   const pair: Figures = {};
   const queued: Figures = {};
+  const qemu: QemuResult = { figures: {}, requests: {}, failures: {} };
   for (const [name, measure] of chosen) {
     console.error(`${name} ...`);
-    // One after the other, so that a change of the machine's speed touches all three.
+    // One after the other, so that a change of the machine's speed touches all of them.
     Object.assign(bridge, await plain(measure, seconds));
     Object.assign(both, await plainBoth(measure, seconds));
     const place = join(directory, `pair-${name}`);
-    Object.assign(pair, await protectedPair(measure, seconds, place, values.insecure, 'packet'));
+    const figures = await protectedPair(measure, seconds, place, values.insecure, 'packet');
+    Object.assign(pair, figures);
+    if (values.qemu) {
+      const names = Object.keys(figures);
+      await byQemu(measure, seconds, join(directory, `qemu-${name}`), names, qemu);
+    }
     if (values.attach === 'packet') continue;
     const queuedPlace = join(directory, `queued-${name}`);
     Object.assign(
@@ -267,16 +346,26 @@ async function main(): Promise<number> {
       await protectedPair(measure, seconds, queuedPlace, values.insecure, values.attach),
     );
   }
-  const more = values.attach === 'packet' ? {} : { queued };
+  const more = {
+    ...(values.qemu ? { qemu } : {}),
+    ...(values.attach === 'packet' ? {} : { queued }),
+  };
   if (values.json) process.stdout.write(`${JSON.stringify({ bridge, both, pair, ...more })}\n`);
   printTable({
     'plain bridge': row(bridge),
     'plain, both guests': row(both),
     'protected pair': row(pair),
     ...(values.attach === 'packet' ? {} : { 'the pair, by queues': row(queued) }),
+    ...(values.qemu ? { "QEMU's own proxy": { ...row(qemu.figures), ...qemu.failures } } : {}),
     'pair / plain': ratio(pair, bridge),
     'pair / both': ratio(pair, both),
     ...(values.attach === 'packet' ? {} : { 'by queues / pair': ratio(queued, pair) }),
+    ...(values.qemu
+      ? {
+          'pair / QEMU, times': timesQemu(pair, qemu),
+          "QEMU's checkpoint requests": qemu.requests,
+        }
+      : {}),
   });
   return 0;
 }

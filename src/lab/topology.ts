@@ -196,7 +196,8 @@ function connect(
   );
 }
 
-function addHost(ns: Namespace, role: 'client' | 'guest', mac: string | undefined): void {
+/** Makes `eth0` of a namespace that of the client or of a guest, with its addresses, and up. @param mac default: as it is */
+export function addHost(ns: Namespace, role: 'client' | 'guest', mac: string | undefined): void {
   ns.ip([
     ...(mac === undefined ? [] : [`link set eth0 address ${mac}`]),
     // Without a link-local address a host says nothing of its own accord.
