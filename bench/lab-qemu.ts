@@ -51,8 +51,12 @@ import { QmpClient } from '../src/vm/qmp-client.ts';
 const START_MS_MAX = 15_000;
 const POLL_MS = 10;
 const COMMAND_US_MAX = 5_000_000;
+/** As in docs/COLO-FT.txt. */
+const PRIMARY_IN_PORT = 9_001;
 const MIRROR_PORT = 9_003;
 const SECONDARY_IN_PORT = 9_004;
+const OUT_PORT = 9_005;
+const SERVER = 'server=on,wait=off';
 /** In frames of one connection and guest; QEMU drops what is over it. Its default (1024) is 1.5 MB of full frames. */
 const QUEUE_FRAMES_MAX = 1_000_000;
 const BIOS_BYTES = 65_536;
@@ -219,28 +223,20 @@ class Grantor {
 
 /** Words of QEMU's command line for a primary or a secondary. */
 class Wiring {
-  readonly #directory: string;
   readonly words: string[] = [];
 
-  constructor(directory: string) {
-    this.#directory = directory;
+  /** Between objects of one QEMU. */
+  local(id: string, port: number, more: string): this {
+    return this.#socket(id, '127.0.0.1', port, more);
   }
 
-  path(name: string): string {
-    return join(this.#directory, name);
-  }
-
-  /** Inside of one node. */
-  local(id: string, name: string, isServer: boolean): this {
-    const more = isServer ? ',server=on,wait=off' : '';
-    this.words.push('-chardev', `socket,id=${id},path=${this.path(name)}${more}`);
-    return this;
-  }
-
-  /** Between the nodes. */
+  /** Between the nodes; the primary listens. */
   remote(id: string, port: number, more: string): this {
-    const address = `host=${PEER_ADDRESSES.pn},port=${port},nodelay=on`;
-    this.words.push('-chardev', `socket,id=${id},${address},${more}`);
+    return this.#socket(id, PEER_ADDRESSES.pn, port, more);
+  }
+
+  #socket(id: string, host: string, port: number, more: string): this {
+    this.words.push('-chardev', `socket,id=${id},host=${host},port=${port},nodelay=on,${more}`);
     return this;
   }
 
@@ -250,15 +246,15 @@ class Wiring {
   }
 }
 
-function primaryWords(directory: string): string[] {
-  const wiring = new Wiring(directory)
-    .remote('mirror0', MIRROR_PORT, 'server=on,wait=off')
-    .remote('compare1', SECONDARY_IN_PORT, 'server=on,wait=off')
-    .local('compare0', 'compare', true)
-    .local('compare0-0', 'compare', false)
-    .local('compare_out', 'out', true)
-    .local('compare_out0', 'out', false)
-    .local('notify', 'notify', true);
+function primaryWords(notifyPath: string): string[] {
+  const wiring = new Wiring()
+    .remote('mirror0', MIRROR_PORT, SERVER)
+    .remote('compare1', SECONDARY_IN_PORT, SERVER)
+    .local('compare0', PRIMARY_IN_PORT, SERVER)
+    .local('compare0-0', PRIMARY_IN_PORT, 'server=off')
+    .local('compare_out', OUT_PORT, SERVER)
+    .local('compare_out0', OUT_PORT, 'server=off');
+  wiring.words.push('-chardev', `socket,id=notify,path=${notifyPath},${SERVER}`);
   wiring.words.push('-object', 'iothread,id=iothread1');
   const inputs = 'primary_in=compare0-0,secondary_in=compare1,outdev=compare_out0';
   const more = `notify_dev=notify,iothread=iothread1,max_queue_size=${QUEUE_FRAMES_MAX}`;
@@ -269,8 +265,8 @@ function primaryWords(directory: string): string[] {
     .object(`colo-compare,id=comp0,${inputs},${more}`).words;
 }
 
-function secondaryWords(directory: string): string[] {
-  return new Wiring(directory)
+function secondaryWords(): string[] {
+  return new Wiring()
     .remote('red0', MIRROR_PORT, 'reconnect=1')
     .remote('red1', SECONDARY_IN_PORT, 'reconnect=1')
     .object('filter-redirector,id=f1,netdev=net,queue=tx,indev=red0')
@@ -307,10 +303,10 @@ export class QemuPair {
     // filter-rewriter translates none, and Linux refuses a handshake that echoes another time than the guest's own.
     for (const guest of [pvm, svm]) guest.sysctl({ 'ipv4/tcp_timestamps': 0 });
     this.#notifyPath = join(directory, 'notify');
-    const words = primaryWords(directory);
+    const words = primaryWords(this.#notifyPath);
     this.#primary = new TapQemu({ name: 'primary', directory, node: pn, guest: pvm, words });
     pn.ip(['link set qnet0 master br0']);
-    const others = secondaryWords(directory);
+    const others = secondaryWords();
     const secondary = { node: sn, guest: svm, words: others } as const;
     this.#secondary = new TapQemu({ name: 'secondary', directory, ...secondary });
     this.#guests = [new GuestProcess(pvm), new GuestProcess(svm)];
