@@ -3,10 +3,13 @@
  * filter-redirector and colo-compare on the primary node, filter-redirector and filter-rewriter on the secondary, on the
  * same queues as in QEMU's docs/COLO-FT.txt. No virtual machine runs in it:
  *
- *     client - switch - pn:br0 - qnet0 [net - hub - guest] eth0:pvm       QEMU, processor halted
- *                          pn:eth1                |  ^ filters on `net`, colo-compare in a thread of its own
- *                             |    TCP 9003, 9004 v  |
- *                          sn:eth1        qnet0 [net - hub - guest] eth0:svm
+ *     client - switch - pn:br0 - qnet0 [net - hub - guest] pvm:eth0     filters on `net`; colo-compare in its own thread
+ *                          |
+ *                       pn:eth1
+ *                          |  TCP: copies of the client's frames, frames of the secondary guest
+ *                       sn:eth1
+ *                          |
+ *                          sn: - qnet0 [net - hub - guest] svm:eth0     filters on `net`; qnet0 is in no bridge
  *
  * A netdev is what a tap device is to QEMU; its filters see "tx" (what it has read from the device) and "rx" (what is to
  * be written to it). With a hub and a second tap in the place of the guest's network card, both queues mean the same as
