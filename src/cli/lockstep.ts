@@ -81,9 +81,11 @@ export class Lockstep {
     let count = p === undefined || s === undefined ? 0 : this.#runHeads(p, s);
     if (count > 0) this.#endWait();
     count += this.#handOverLone(p, s);
-    let mayHaveMore = primary.endBatch(this.#primaryFrames, this.#primaryBytes);
-    if (readsSecondary && secondary.endBatch(this.#secondaryFrames, this.#secondaryBytes)) {
-      mayHaveMore = true;
+    const isIdle = count === 0;
+    let mayHaveMore = primary.endBatch(this.#primaryFrames, this.#primaryBytes, isIdle);
+    if (readsSecondary) {
+      const mayHave = secondary.endBatch(this.#secondaryFrames, this.#secondaryBytes, isIdle);
+      mayHaveMore ||= mayHave;
     }
     return count === 0 && mayHaveMore ? 1 : count;
   }

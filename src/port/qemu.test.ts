@@ -175,6 +175,40 @@ describe('QemuPort', () => {
     expect(sentFrames + dropped['send-queue-full']!).toBe(300);
   });
 
+  test('is silent while a reader of the stream waits for another with more than it may read', async () => {
+    const server = (await openPort(`qemu:unix:${path},server`)) as QemuPort;
+    ports.push(server);
+    let calls = 0;
+    server.start(
+      () => calls++,
+      () => {},
+    );
+    const client = await open(`qemu:unix:${path}`);
+    await until(() => server.isConnected && client.port.isConnected);
+    const frame = tcpFrame({ payload: new Uint8Array(1_400) });
+    const count = 1_000;
+    for (let i = 0; i < count; i++) sendAll(client.port, [frame]);
+    const batches = async (ends: () => boolean): Promise<void> => {
+      do await new Promise((resolve) => setImmediate(resolve));
+      while (!ends());
+    };
+    await batches(() => server.readStream() !== undefined && !server.endBatch(0, 0, true));
+    await until(() => calls > 0);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    const before = calls;
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(calls).toBe(before);
+    // It goes on where it stood, and is told of what comes when all is read.
+    let taken = 0;
+    await batches(() => {
+      const decoder = server.readStream()!;
+      for (; decoder.look(); taken++) decoder.skip();
+      return !server.endBatch(0, 0, false) && taken === count;
+    });
+    sendAll(client.port, [frame]);
+    await until(() => calls > before);
+  });
+
   test('connects again, as client and as server, and counts what is sent meanwhile', async () => {
     const client = await open(`qemu:unix:${path}`);
     const frame = tcpFrame({ payload: 'lost' });

@@ -94,6 +94,8 @@ export class QemuPort implements Port {
   #closed = false;
   /** The last `readStream` has found nothing. */
   #isDrained = false;
+  /** It was not to read: there is enough already. */
+  #isFull = false;
 
   /**
    * A server listens from now on.
@@ -170,8 +172,8 @@ export class QemuPort implements Port {
     if (connection === undefined) return undefined;
     const { decoder } = connection;
     decoder.reclaim();
-    const mayRead = decoder.pendingBytes < STREAM_PENDING_MAX && !decoder.isCrowded;
-    this.#isDrained = mayRead && !this.#read(connection);
+    this.#isFull = decoder.pendingBytes >= STREAM_PENDING_MAX || decoder.isCrowded;
+    this.#isDrained = !this.#isFull && !this.#read(connection);
     return this.#connection?.decoder;
   }
 
@@ -188,10 +190,15 @@ export class QemuPort implements Port {
     return result === 'frame';
   }
 
-  /** Ends a batch that `readStream` began. Of the frames taken by the decoder's `skip` it learns here. Returns whether there may be more. */
-  endBatch(skippedFrames: number, skippedBytes: number): boolean {
+  /**
+   * Ends a batch that `readStream` began. Of the frames taken by the decoder's `skip` it learns here. `isIdle`: nothing was taken, of any
+   * stream. Returns whether there may be more.
+   */
+  endBatch(skippedFrames: number, skippedBytes: number, isIdle: boolean): boolean {
     this.counters.receivedFrames += skippedFrames;
     this.counters.receivedBytes += skippedBytes;
+    // What stands here waits for another stream: not answered, so that the poller is silent until then.
+    if (this.#isFull && isIdle) return false;
     this.#connection?.poller.answered(this.#isDrained);
     return this.#connection !== undefined && !this.#isDrained;
   }
