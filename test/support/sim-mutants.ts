@@ -38,7 +38,8 @@ const KNOWN: readonly (readonly [title: string, seedsMax: number])[] = [
   ['a matched datagram passes those before it', 150],
   ['output of the SVM keeps its numbers', 20],
   ['ACK and SACK of the client keep their numbers', 20],
-  ['the two clocks count as one', 40],
+  // Seen in 3 % of the seeds: it takes a failover, timestamps on both sides, and a clock of the SVM that is behind.
+  ['the two clocks count as one', 150],
   ['nobody waits for bytes of the SVM', 20],
   ['nobody waits for an ACK', 400],
   ['nobody waits for a datagram', 40],
@@ -131,7 +132,8 @@ const OWN: readonly SimMutant[] = [
     file: 'src/proxy/primary-memory.ts',
     search: "if (this.#isOver(flow, 2)) {\n        this.#dropped.add('held-limit');",
     replace: 'if (this.#bytes >= 0) {',
-    seedsMax: 100,
+    // Twice of a limit is reached in 3 % of the seeds.
+    seedsMax: 200,
   },
   {
     guarantee: 'G6',

@@ -19,14 +19,20 @@ export class HonestChecker implements Checker {
   #pulses = 0;
   /** When the primary last met a secondary. */
   #metUs: Micros = -1;
+  /** The primary has said that its peer is lost. */
+  #isPeerDown = false;
 
   constructor(witness: Witness) {
     this.#witness = witness;
   }
 
   onEvent(node: ProxyNode, event: ProxyEvent): void {
-    if (node === this.#witness.primary && event.kind === 'peer-up')
+    if (node === this.#witness.primary && event.kind === 'peer-up') {
       this.#metUs = this.#witness.nowUs;
+      this.#isPeerDown = false;
+    } else if (node === this.#witness.primary && event.kind === 'peer-down') {
+      this.#isPeerDown = true;
+    }
     if (event.kind !== 'state' || event.fields?.['reason']) return;
     this.#witness.broken('G9', `${node.name} has changed its state and does not say why`);
   }
@@ -36,6 +42,9 @@ export class HonestChecker implements Checker {
     if (state !== node.announcedState) {
       const text = `${node.name} is ${state}, its last event says ${node.announcedState}`;
       this.#witness.broken('G9', text);
+    }
+    if (node === this.#witness.primary && this.#isPeerDown && !isUnprotected(state)) {
+      this.#witness.broken('G9', `the primary has lost its peer, and is ${state}`);
     }
   }
 
