@@ -31,6 +31,7 @@ export interface VmHooks {
   note(what: VmMark): void;
 }
 
+/** See `isLate`. */
 const LATE_US: Micros = 20 * US_PER_MS;
 
 interface Attempt {
@@ -67,7 +68,7 @@ export class VmLayer {
   checkpoints = 0;
   /** For scripts: requests are lost until the heal. */
   isDeaf = false;
-  /** For scripts: from the load to the commit, of which nothing keeps it, it takes `LATE_US`, with both guests running. */
+  /** For scripts: it commits `LATE_US` after the load, with both guests running, whatever the nodes have said meanwhile. */
   isLate = false;
   /** Copies that wait for the secondary's node: of a checkpoint that was given up, too, since its commit may still reach the node. */
   #staged: Attempt[] = [];

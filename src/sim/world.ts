@@ -535,8 +535,8 @@ export class World implements Witness {
     this.primary.kill();
     this.pvm.kill();
     this.link.onNodeDead(this.primary, isHostDead);
-    // What a primary claims that has not noticed yet that its secondary died is of that one. The next can only be told by force
-    // that its SVM is a replica: it has no word of the primary's.
+    // A primary that has not noticed yet that its secondary died claims to be protected by that one. The one after it has no word of
+    // the primary's, so it must not believe that its SVM is a replica.
     if (this.#isSecondaryNew) this.line('the secondary was started anew, and has not been met');
     const isReplica = this.isSvmSynced && !this.isSecondaryReset && !this.#isSecondaryNew;
     const hasSurvivor = this.#isProtected && this.secondary.isAlive && isReplica;
