@@ -66,6 +66,8 @@ export class PeerLink {
   readonly #live = new Map<ProxyNode, LinkSession>();
   /** When the stream last became unable to carry anything, for the honest-state checker; NEVER while it can. */
   brokenSinceUs: Micros = NEVER;
+  /** When the primary last got bytes of its peer, however late. */
+  primaryHeardUs: Micros = 0;
   isAllowed = true;
 
   constructor(
@@ -294,6 +296,8 @@ export class PeerLink {
       this.#queue.at(until, 'link', () => this.#deliver(connection, end));
       return;
     }
+    const isHeard = end.node === this.#primary && !end.session.hasEnded;
+    if (isHeard) this.primaryHeardUs = this.#queue.nowUs;
     for (const bytes of end.arriving.splice(0)) {
       let at = 0;
       while (at < bytes.length && !end.session.hasEnded && end.node.isAlive) {

@@ -227,6 +227,10 @@ export class World implements Witness {
     return this.link.brokenSinceUs;
   }
 
+  get primaryHeardUs(): Micros {
+    return this.link.primaryHeardUs;
+  }
+
   recordOf(machine: Machine): GuestRecord {
     return machine === this.pvm ? this.#records.pvm : this.#records.svm;
   }
@@ -535,8 +539,7 @@ export class World implements Witness {
     this.primary.kill();
     this.pvm.kill();
     this.link.onNodeDead(this.primary, isHostDead);
-    // A primary that has not noticed yet that its secondary died claims to be protected by that one. The one after it has no word of
-    // the primary's, so it must not believe that its SVM is a replica.
+    // A primary that has not noticed that its secondary died claims to be protected by that one; the next has no word of the primary's.
     if (this.#isSecondaryNew) this.line('the secondary was started anew, and has not been met');
     const isReplica = this.isSvmSynced && !this.isSecondaryReset && !this.#isSecondaryNew;
     const hasSurvivor = this.#isProtected && this.secondary.isAlive && isReplica;

@@ -46,6 +46,8 @@ export interface Witness {
   readonly svmLostUs: Micros;
   /** When the peer link became unable to carry; NEVER while it can. */
   readonly linkBrokenSinceUs: Micros;
+  /** When the primary last got bytes of its peer. */
+  readonly primaryHeardUs: Micros;
   /** The arbiter has let the secondary take over. */
   readonly isFailoverGranted: boolean;
   /** No node holds the service any more: the primary died while it was unprotected. */

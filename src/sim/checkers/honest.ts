@@ -61,7 +61,9 @@ export class HonestChecker implements Checker {
       if (state === 'protected' && !witness.isSvmSynced && (hasMet || lostUs > boundUs)) {
         witness.broken('G9', 'the primary is protected, the SVM holds no state of the PVM');
       }
-      if (witness.linkBrokenSinceUs !== NEVER && nowUs - sinceUs > boundUs) {
+      // What the peer had sent before it gave up may come late, and is a word of it.
+      const isSilent = nowUs - witness.primaryHeardUs > witness.peerTimeoutUs + SLACK_US;
+      if (witness.linkBrokenSinceUs !== NEVER && nowUs - sinceUs > boundUs && isSilent) {
         const ms = Math.round((nowUs - sinceUs) / 1000);
         witness.broken('G9', `the primary is ${state}, its peer is out of reach for ${ms} ms`);
       }
