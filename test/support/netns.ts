@@ -135,7 +135,7 @@ export class Namespaces {
     return child;
   }
 
-  /** Ends all processes and deletes all namespaces. */
+  /** Ends all processes, those that others have started too, and deletes all namespaces. */
   async close(): Promise<void> {
     for (const child of this.#children) {
       if (child.exitCode !== null || child.signalCode !== null) continue;
@@ -144,9 +144,23 @@ export class Namespaces {
       await gone;
     }
     for (const name of this.#names) {
+      this.#endStrays(name);
       execFileSync('ip', ['netns', 'del', this.#prefix + name]);
     }
     this.#names.clear();
+  }
+
+  /** A server's children have its output open, and outlive it. */
+  #endStrays(name: string): void {
+    const pids = execFileSync('ip', ['netns', 'pids', this.#prefix + name], { encoding: 'utf8' });
+    for (const pid of pids.split('\n').filter((line) => line !== '')) {
+      try {
+        process.kill(Number(pid), 'SIGKILL');
+      } catch (error) {
+        // It has ended meanwhile.
+        if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+      }
+    }
   }
 
   #spawn(name: string, words: readonly string[]): ChildProcess {
