@@ -192,8 +192,10 @@ describe('QemuPort', () => {
       do await new Promise((resolve) => setImmediate(resolve));
       while (!ends());
     };
-    await batches(() => server.readStream() !== undefined && !server.endBatch(0, 0, true));
-    await until(() => calls > 0);
+    await batches(() => {
+      const isFull = server.readStream()!.pendingBytes >= 512 * 1024;
+      return !server.endBatch(0, 0, true) && isFull;
+    });
     await new Promise((resolve) => setTimeout(resolve, 20));
     const before = calls;
     await new Promise((resolve) => setTimeout(resolve, 20));
