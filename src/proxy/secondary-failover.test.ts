@@ -104,6 +104,25 @@ describe('failover, handshakes', () => {
     expect(numbers(segment!).ack).toBe(primarySeq(0));
   });
 
+  it('keeps the clock of a connection in a full table, though its numbers are the same in both guests', () => {
+    const w = new SecondaryWorld({ flowsMax: 2 }).protect();
+    w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN, ...withTs(7, 0) }));
+    w.svm(fromSvm(-1, '', { flags: TCP_SYN | TCP_ACK, ...withTs(90, 7) }));
+    w.begin();
+    w.commit();
+    // The PVM's clock was ahead, as the client's echo shows.
+    w.client(fromClient({ seq: CLIENT_ISN + 1, ack: primarySeq(0), ...withTs(8, 5_000) }));
+    w.failover();
+    const tsvalOf = (tsval: number): number => {
+      const seq = primarySeq(0);
+      const [segment] = w.serve(fromSvm(0, 'x', { seq, ...withTs(tsval, 8) }));
+      return timestamps(segment!).tsval;
+    };
+    const first = tsvalOf(100);
+    for (const port of [7, 8, 9]) w.serve(tcpFrame({ dstPort: port, seq: 1, payload: 'x' }));
+    expect(tsvalOf(101)).toBe(first + 1);
+  });
+
   it('keeps to one clock for a SYN-ACK that only the SVM has sent, so that PAWS refuses nothing', () => {
     const w = new SecondaryWorld().protect();
     w.client(fromClient({ flags: TCP_SYN, seq: CLIENT_ISN, ...withTs(7, 0) }));

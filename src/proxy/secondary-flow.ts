@@ -126,7 +126,7 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
 
   /** Would forgetting the flow lose a translation? */
   get isTranslated(): boolean {
-    return this.seqDelta !== 0 || this.tsDelta !== 0;
+    return this.seqDelta !== 0 || this.tsDelta !== 0 || this.tsJump !== 0;
   }
 
   /**
