@@ -32,6 +32,8 @@ const MODES = ['order', 'behind', 'segments'] as const;
 
 const SCRIPT = fileURLToPath(new URL('../bin/colo-proxy.js', import.meta.url));
 const QEMU = 'qemu-system-x86_64';
+/** At one figure. */
+const ATTEMPTS = 3;
 /** Clock ticks of /proc/PID/stat. */
 const TICKS_PER_SECOND = 100;
 
@@ -219,6 +221,25 @@ async function profileHeap(given: Case, feeder: string, directory: string): Prom
   printTable(heapRows(taken, alive, 1));
 }
 
+/** Undefined when it fails each time; each failure is told. QEMU's object at times takes nothing of what comes right after its start. */
+async function measureOrTell(
+  system: System,
+  given: Case,
+  feeder: string,
+  relay: string,
+): Promise<Result | undefined> {
+  for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
+    try {
+      return await measure(system, given, feeder, relay);
+    } catch (error) {
+      const { mode, payload, connections } = given;
+      const name = `${mode}, ${payload}, ${connections}, attempt ${attempt}`;
+      process.stderr.write(`${name}: ${String(error)}\n`);
+    }
+  }
+  return undefined;
+}
+
 function hasQemu(): boolean {
   try {
     execFileSync(QEMU, ['--version'], { stdio: 'ignore' });
@@ -263,13 +284,10 @@ async function run(): Promise<void> {
           for (const system of systems) {
             if (system === 'qemu' && !hasQemu()) continue;
             if (system === 'relay' && mode === 'segments') continue;
-            try {
-              const result = await measure(system, given, feeder, relay);
-              results[system] = result;
-              all.push({ ...given, system, ...result });
-            } catch (error) {
-              process.stderr.write(`${mode}, ${payload}, ${connections}: ${String(error)}\n`);
-            }
+            const result = await measureOrTell(system, given, feeder, relay);
+            if (result === undefined) continue;
+            results[system] = result;
+            all.push({ ...given, system, ...result });
           }
           rows[`${mode}, ${payload} bytes, ${connections}`] = toRow(results);
         }
