@@ -163,6 +163,23 @@ class TcpSide {
     this.#ackMax = seq | 0;
   }
 
+  /**
+   * The way of most segments, those that change no bit of either side: what is sent and acknowledged before was sent and acknowledged already,
+   * and the receiver has not finished. False: nothing was done.
+   *
+   * @param end after the segment's bytes
+   */
+  takeOrdinary(end: Seq, ack: Seq, receiver: TcpSide): boolean {
+    if ((this.#bits & (HAS_SENT | HAS_ACKED)) !== (HAS_SENT | HAS_ACKED)) return false;
+    const received = receiver.#bits;
+    if ((received & (IS_SYN_ACKED | HAS_FIN)) !== IS_SYN_ACKED) return false;
+    // An ACK of what was never sent acknowledges nothing.
+    const isSent = (received & HAS_SENT) === 0 || seqBeforeOrEqual(ack, receiver.#end >>> 0);
+    if (isSent && seqBefore(this.#ackMax >>> 0, ack)) this.#ackMax = ack | 0;
+    if (seqBefore(this.#end >>> 0, end)) this.#end = end | 0;
+    return true;
+  }
+
   reset(): void {
     this.#bits = 0;
     this.#synEnd = 0;
@@ -200,6 +217,10 @@ export function trackTcp(
   const sender = guestIsSource ? track.guest : track.client;
   const receiver = guestIsSource ? track.client : track.guest;
   const flags = segment.tcpFlags;
+  if ((flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) === TCP_ACK) {
+    const end = seqAdd(segment.seq, segment.payloadBytes);
+    if (sender.takeOrdinary(end, segment.ack, receiver)) return TRACK_OK;
+  }
   if ((flags & TCP_RST) !== 0) return onReset(track, segment, sender, receiver);
   if ((flags & TCP_SYN) !== 0) {
     const isOver = track.state === TCP_TIME_WAIT || track.state === TCP_CLOSED;
