@@ -7,7 +7,7 @@ import type { Prng } from '../base/prng.ts';
 import { type Micros, NEVER, US_PER_MS } from '../base/time.ts';
 import { connectionKey } from './host/host.ts';
 import { packetTooBig } from './host/path-mtu.ts';
-import { parseHead, parseIp } from './net/packet.ts';
+import { parseHead, parseIp, transportChecksumOk } from './net/packet.ts';
 import type { ProxyNode } from './node.ts';
 import { DEATH_PHASES } from './options.ts';
 import { parseSegment } from './tcp/segment.ts';
@@ -291,11 +291,15 @@ export class FaultPlan {
     );
   }
 
-  /** Is it of a connection that the client has open? A late quote of an earlier one says nothing. */
+  /**
+   * Is it of a connection that the client has open? A late quote of an earlier one says nothing, nor does one of a frame that was damaged behind
+   * the narrow place.
+   */
   #isUnderWay({ host }: Client, frame: Uint8Array): boolean {
     const packet = parseIp(frame);
     const segment = packet === undefined ? undefined : parseSegment(packet.payload);
     if (packet === undefined || segment === undefined) return false;
+    if (!packet.headerChecksumOk || !transportChecksumOk(packet)) return false;
     const key = connectionKey(packet.src, segment.srcPort, segment.dstPort);
     const connection = host.state.connections.get(key);
     if (connection === undefined || connection.rcvNxt === 0) return false;

@@ -16,9 +16,10 @@ import { type Seen, World } from './world.ts';
 /** Events with faults, unless asked otherwise. */
 export const STEPS_DEFAULT = 2_500;
 
-/** After the heal: virtual time and events until everything must be done. */
+/** After the heal: virtual time until everything must be done. */
 const QUIET_US_MAX: Micros = 240 * US_PER_S;
-const QUIET_STEPS_MAX = 600_000;
+/** After the heal: events in which some client must get on. Guests that answer differently all the time need a checkpoint for each answer. */
+const STANDSTILL_STEPS_MAX = 300_000;
 
 /** After the heal: nothing happens for so long. */
 const LULL_US: Micros = 50_000;
@@ -151,12 +152,17 @@ class Run {
 
   #converge(world: World): RunResult {
     const deadlineUs = world.nowUs + QUIET_US_MAX;
-    for (let i = 0; i < QUIET_STEPS_MAX; i++) {
+    let progress = 0;
+    let progressAt = 0;
+    for (let i = 0; i - progressAt < STANDSTILL_STEPS_MAX; i++) {
       // Not only every so many events: the next one may be days away (a flow that ages).
       const isQuiet = world.queue.nextUs() > world.nowUs + LULL_US;
       if (isQuiet || i % PULSE_STEPS === 0) {
         this.#closeSessions(world);
         if (waitingFor(world) === '') break;
+        const reached = progressOf(world);
+        if (reached > progress) progressAt = i;
+        progress = Math.max(progress, reached);
       }
       if (world.nowUs > deadlineUs || !this.#step(world)) break;
       if (world.brokenBy !== undefined) return this.#broken(world);
@@ -199,6 +205,17 @@ class Run {
       marks: marksOf(world),
     };
   }
+}
+
+/** How far the clients have come: sessions that are done, bytes acknowledged and received. */
+function progressOf(world: World): number {
+  let sum = 0;
+  for (const { application } of world.clients) {
+    for (const { isDone, connection } of application.sessions) {
+      sum += (isDone ? 1 : 0) + connection.sndUna + connection.rcvNxt;
+    }
+  }
+  return sum;
 }
 
 /** What is not done yet, in words; empty when everything is quiet. */
