@@ -75,4 +75,16 @@ describe('the record of what a guest has sent', () => {
     const { own: held, other } = recordsOf(record, record, 'key', (first.iss + 1) >>> 0);
     expect(other).toBe(held);
   });
+
+  test('knows a connection that the SVM has as a copy from one that an old SYN has begun there', () => {
+    const { record: pvm, open } = recorder();
+    const first = open(5);
+    const syn = { ...blankSegment(), flags: SYN | ACK };
+    recordSegment(pvm, 'key', { ...syn, seq: first.iss }, first);
+    const svm = structuredClone(pvm);
+    const again = { ...first, iss: (first.iss + 1_000_000) >>> 0 };
+    recordSegment(svm, 'key', { ...syn, seq: again.iss }, again);
+    const { own, other } = recordsOf(pvm, svm, 'key', (first.iss + 1) >>> 0);
+    expect([own?.isn, other?.isn]).toEqual([first.iss, first.iss]);
+  });
 });

@@ -94,7 +94,8 @@ export function positionOf(stream: StreamRecord, seq: number): number {
 
 /**
  * What both guests have sent on the connection that a segment of the PVM is of: the one that is there, or the one before it, of
- * which the primary may still hold something.
+ * which the primary may still hold something. An old SYN of a client can begin another one in the SVM, with the client's number as before,
+ * after a checkpoint has brought it the PVM's, which was over by then.
  */
 export function recordsOf(
   pvm: GuestRecord,
@@ -107,7 +108,10 @@ export function recordsOf(
   const other = svm.streams.get(key);
   const isSame = (stream?: StreamRecord): boolean =>
     stream?.hasClientIsn === true && own?.clientIsn === stream.clientIsn;
-  const isOld = !isSame(other) && isSame(other?.previous);
+  const isCopied = (stream?: StreamRecord): boolean =>
+    stream?.hasIsn === true && stream.isn === own?.isn;
+  const isOld =
+    (!isSame(other) && isSame(other?.previous)) || (!isCopied(other) && isCopied(other?.previous));
   return { own, other: isOld ? other?.previous : other };
 }
 
