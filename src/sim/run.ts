@@ -24,8 +24,9 @@ const STANDSTILL_STEPS_MAX = 300_000;
 /** After the heal: nothing happens for so long. */
 const LULL_US: Micros = 50_000;
 
-/** Events between two looks at what no single event shows. */
+/** Events between two looks at what no single event shows, and the longest time: what ends at the next event has lasted until then. */
 const PULSE_STEPS = 32;
+const PULSE_US: Micros = 10 * US_PER_MS;
 
 export interface RunRequest {
   readonly seed: number;
@@ -77,6 +78,7 @@ class Run {
   readonly #trace: Trace;
   #world: World | undefined;
   #events = 0;
+  #pulsedUs: Micros = 0;
 
   constructor(request: RunRequest) {
     this.#request = request;
@@ -145,9 +147,15 @@ class Run {
     this.#events++;
     this.#trace.number(event.atUs);
     this.#trace.text(event.kind);
+    if (event.atUs >= this.#pulsedUs + PULSE_US) this.#pulse(world);
     event.run();
-    if (this.#events % PULSE_STEPS === 0) world.pulse();
+    if (this.#events % PULSE_STEPS === 0) this.#pulse(world);
     return true;
+  }
+
+  #pulse(world: World): void {
+    this.#pulsedUs = world.nowUs;
+    world.pulse();
   }
 
   #converge(world: World): RunResult {
