@@ -224,6 +224,11 @@ export class ProxyNode {
     this.#schedulePoll();
   }
 
+  /** Frames of the guest that stand in their stream, some of them looked at already. */
+  get waitingFrames(): number {
+    return this.#waiting.guest.length;
+  }
+
   /** Until what is there alone has waited long enough; 0 when there is something else to do. */
   #waitForMateUs(): Micros {
     const { net, guest } = this.#waiting;
@@ -488,7 +493,8 @@ const FLOWS_LOOKED_AT = 10_000;
  * memory in `status().held` counts that too.)
  */
 export function heldFrames(node: ProxyNode): number {
-  return node.engine.flows(FLOWS_LOOKED_AT).reduce((sum, flow) => sum + flow.heldFrames, 0);
+  const flows = node.engine.flows(FLOWS_LOOKED_AT);
+  return flows.reduce((sum, flow) => sum + flow.heldFrames, node.waitingFrames);
 }
 
 /** Has the primary dropped output of the PVM, at a limit or because it cannot be read, and counted it? */

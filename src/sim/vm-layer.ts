@@ -74,8 +74,9 @@ export class VmLayer {
   #staged: Attempt[] = [];
   /** Somebody else has begun a checkpoint, and will give it up: until then none is made. */
   #isReserved = false;
-  /** The SVM was loaded and its node does not know (yet, or never if the commit was refused). */
-  isReplacedUntold = false;
+  /** The SVM was loaded and its node does not know. */
+  #isUntold = false;
+  #toldAtUs: Micros = -1;
 
   constructor(
     queue: EventQueue,
@@ -98,6 +99,14 @@ export class VmLayer {
 
   get isBusy(): boolean {
     return this.#attempt !== undefined || this.#isStarting;
+  }
+
+  /**
+   * The SVM was loaded and its node does not know (yet, or never if the commit was refused), or gives away what it has translated before, in the batch
+   * in which it was told.
+   */
+  get isReplacedUntold(): boolean {
+    return this.#isUntold || this.#queue.nowUs === this.#toldAtUs;
   }
 
   /** Faults stop: every request is followed. */
@@ -294,7 +303,8 @@ export class VmLayer {
       if (event.kind !== 'checkpoint-committed') return;
       this.#loadStaged(Number(event.fields?.['epoch']));
       this.#isLoadAnnounced = true;
-      this.isReplacedUntold = false;
+      this.#isUntold = false;
+      this.#toldAtUs = this.#queue.nowUs;
       return;
     }
     const attempt = this.#attempt;
@@ -350,7 +360,7 @@ export class VmLayer {
     this.#svm.load(image);
     attempt.isLoaded = true;
     this.#isLoadAnnounced = false;
-    this.isReplacedUntold = true;
+    this.#isUntold = true;
     this.#hooks.onLoaded(image);
     this.#hooks.line('vm: the SVM runs from the copy');
     this.#tellSecondary(attempt, 'commit', (engine, nowUs) => this.#commitAlone(engine, nowUs));
@@ -456,7 +466,7 @@ export class VmLayer {
   /** The secondary's node is dead, its machine with it. */
   onSecondaryDead(): void {
     this.#isLoadAnnounced = true;
-    this.isReplacedUntold = false;
+    this.#isUntold = false;
     this.#staged = [];
     const attempt = this.#attempt;
     if (attempt === undefined) return;
