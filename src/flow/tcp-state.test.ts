@@ -158,6 +158,14 @@ describe('trackTcp()', () => {
       g A 501 102 0 close-wait`);
   });
 
+  it('an ACK of what was never sent makes no later RST unbelievable', () => {
+    const track = play(`${HANDSHAKE}
+      c A 101 501 0 established
+      c A 101 100000 0 established
+      g R 501 0 0 closed`);
+    expect(track.client.ackMax).toBe(501);
+  });
+
   it('depends on its arguments alone, and both ends are equal', () => {
     const segment = fc.record({
       tcpFlags: fc.constantFrom(2, 18, 16, 17, 4, 20, 24, 0, 1, 3, 255),
