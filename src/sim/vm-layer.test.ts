@@ -217,6 +217,29 @@ describe('VmLayer, beside a secondary that hangs or dies', () => {
   });
 });
 
+test('after a reset of its own it makes the next checkpoint, since no node asks for one', () => {
+  const scenario: Scenario = {
+    name: 'reset-by-the-layer',
+    about: 'The checkpoint fails after the load, and the primary has never heard of it.',
+    options: (calm) => ({ ...calm, vm: { ...calm.vm, oneMessage: 1, failAfterLoad: 1 } }),
+    script: (stage) => {
+      const { world } = stage;
+      stage.at(PROTECTED_MS, () => {
+        const { state } = world.primary.engine;
+        stage.demand('G9', state === 'unprotected', `the primary is ${state}`);
+        world.vm.heal();
+      });
+      stage.at(2 * PROTECTED_MS, () => {
+        const { state } = world.primary.engine;
+        stage.demand('G9', state === 'protected', `after the heal the primary is ${state}`);
+      });
+    },
+    untilMs: 3 * PROTECTED_MS,
+  };
+  const [result] = play(scenario, 1, 'vm: reset: ok');
+  expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });
+});
+
 test.each(SEEDS)(
   'a secondary that was started anew and never met may refuse to take over, seed %i',
   (seed) => {

@@ -260,7 +260,8 @@ export class VmLayer {
       this.#tell('abort', (engine, nowUs) => engine.checkpointAbort(reason, nowUs));
       this.#abortAtSecondary(attempt, reason);
     } else if (this.#primary.isAlive && attempt.isLoaded) {
-      // Nobody was told of a begin, but the SVM is no longer what it was.
+      // Nobody was told of a begin, but the SVM is no longer what it was. After a reset no node asks by itself.
+      this.#isWantedAgain = true;
       this.#tell('reset', (engine, nowUs) => engine.reset(reason, nowUs));
     } else {
       this.#giveUp(attempt, reason);
