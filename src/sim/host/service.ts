@@ -81,11 +81,14 @@ export class GuestService implements Application {
   }
 
   onConnection(host: Host, key: string, connection: TcpConnection): void {
+    // Closed already, or by the service itself: whoever has these ports next begins anew.
+    if (connection.state !== 'closed') this.#serve(host, key, connection);
+    if (connection.state === 'closed') host.state.application.services.delete(key);
+    else this.#schedule(host);
+  }
+
+  #serve(host: Host, key: string, connection: TcpConnection): void {
     const { services } = host.state.application;
-    if (connection.state === 'closed') {
-      services.delete(key);
-      return;
-    }
     let service = services.get(key);
     if (service === undefined) {
       service = blankService();
@@ -95,7 +98,6 @@ export class GuestService implements Application {
     this.#write(host, service, connection);
     const isIdle = service.answers.length === 0 && service.request === undefined;
     if (atEndOfStream(connection) && isIdle) tcpClose(connection);
-    this.#schedule(host);
   }
 
   onTimer(host: Host): void {

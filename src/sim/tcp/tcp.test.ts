@@ -3,7 +3,7 @@ import { Prng } from '../../base/prng.ts';
 import { type Micros, NEVER } from '../../base/time.ts';
 import { EventQueue } from '../event-queue.ts';
 import { ClientApplication, expectedBytes, type SessionPlan } from '../host/client.ts';
-import { content, FLAG_CLOSE, FLAG_READ_SLOWLY } from '../host/content.ts';
+import { content, FLAG_CLOSE, FLAG_READ_SLOWLY, FLAG_RESET } from '../host/content.ts';
 import { createHostState, Host, type HostState } from '../host/host.ts';
 import { GuestService, SERVICE_PORT } from '../host/service.ts';
 import { completeOffload } from '../net/offload.ts';
@@ -183,6 +183,24 @@ describe('model TCP', () => {
     const second = pair.application.start(pair.client, '0a000001', PLAN, 5_000);
     pair.run(102_000);
     expect([...pair.guest.state.connections.values()]).not.toContain(old);
+    pair.run(600_000_000);
+    expect([second.isDone, second.error]).toEqual([true, '']);
+    expect(second.receivedCount).toBe(expectedBytes(PLAN));
+    expect(pair.guest.state.application.damage).toBe(0);
+  });
+
+  test('a connection after one that the service has reset has nothing of what came then', () => {
+    const pair = new Pair(10, CLEAN, TCP);
+    const [upload, small] = PLAN.requests;
+    const requests = [
+      { ...small!, flags: FLAG_RESET, bodyBytes: 0 },
+      { ...upload!, bodyBytes: 5_000 },
+    ];
+    const reset = { ...PLAN, requests, isPipelined: true };
+    const first = pair.application.start(pair.client, '0a000001', reset, 5_000);
+    pair.run(100_000);
+    expect(first.error).toBe('reset');
+    const second = pair.application.start(pair.client, '0a000001', PLAN, 5_000);
     pair.run(600_000_000);
     expect([second.isDone, second.error]).toEqual([true, '']);
     expect(second.receivedCount).toBe(expectedBytes(PLAN));
