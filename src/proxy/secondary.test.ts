@@ -99,6 +99,28 @@ describe('SecondaryEngine, states', () => {
     expect(w.engine.status(w.nowUs).failoverReady).toBe(true);
   });
 
+  it('commits what the VM layer has told it already, when the abort of the checkpoint before comes in between', () => {
+    const w = new SecondaryWorld().protect();
+    w.begin(2);
+    w.commit(2);
+    // The primary has given up epoch 2, whose answer was late; its abort is on the way while the VM layer makes the next.
+    expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+    expect(w.engine.epoch).toBe(3);
+    const abort = { type: 'checkpoint-abort', epoch: 2, reason: 'no answer' } as const;
+    w.engine.onPeerMessage(abort, w.nowUs);
+    expect([w.engine.state, w.engine.epoch]).toEqual(['syncing', 2]);
+    expect(w.engine.status(w.nowUs).failoverReady).toBe(false);
+    w.out.takeMessages();
+    w.begin(3);
+    w.commit(3);
+    expect(w.out.takeMessages()).toEqual([
+      { type: 'checkpoint-began', epoch: 3 },
+      { type: 'checkpoint-committed', epoch: 3 },
+    ]);
+    expect([w.engine.state, w.engine.epoch]).toEqual(['protected', 3]);
+    expect(w.engine.status(w.nowUs).failoverReady).toBe(true);
+  });
+
   it('may still fail over when the VM layer here aborts because the primary died', () => {
     const w = new SecondaryWorld().protect();
     w.begin(2);

@@ -263,7 +263,7 @@ export class SecondaryEngine implements Engine {
         }
         return;
       case 'checkpoint-abort':
-        this.#onPeerAbort(message.reason);
+        this.#onPeerAbort(message.epoch, message.reason);
         return;
       case 'progress':
         if (this.#state !== 'protected') return;
@@ -517,12 +517,13 @@ export class SecondaryEngine implements Engine {
   }
 
   /** The primary goes on without protection, and syncs anew. */
-  #onPeerAbort(reason: string): void {
+  #onPeerAbort(epoch: number, reason: string): void {
     this.#abortCheckpoint(reason);
     this.#forgetProtection();
-    const why = `checkpoint aborted: ${reason}`;
-    this.#setState('unprotected', why);
-    if (this.#peerUp) this.#setState('syncing', why);
+    // The VM layer may have committed the next one here already: only the primary's commit makes that good now.
+    this.#epoch = Math.min(this.#epoch, epoch);
+    this.#setState('unprotected', `checkpoint aborted: ${reason}`);
+    if (this.#peerUp) this.#setState('syncing', this.#reason);
   }
 
   /** What was kept goes its way: the guest's first, since it was sent before the clients' could reach the guest. */

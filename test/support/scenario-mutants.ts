@@ -174,6 +174,12 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     'if (message.epoch < 0) {',
   ),
   mutant(
+    'abort-after-the-next',
+    SECONDARY,
+    '    this.#epoch = Math.min(this.#epoch, epoch);\n',
+    '',
+  ),
+  mutant(
     'reset-at-a-commit',
     PRIMARY,
     "    if (this.#state === 'checkpointing') this.#output.sendMessageToPeer(abort);\n",

@@ -321,6 +321,41 @@ const SPENT_EPOCH: Scenario = {
   untilMs: PROTECTED_MS + 6_000,
 };
 
+const ABORT_AFTER_THE_NEXT: Scenario = {
+  name: 'abort-after-the-next',
+  about:
+    "The abort of a checkpoint came when the VM layer had committed the next one at the secondary by its own word: the primary's commit of that was ignored as known, and not answered, since the abort had made the secondary worthless. So it went with each checkpoint after it.",
+  options: (calm) => ({
+    ...calm,
+    peer: { ...calm.peer, timeoutUs: 10 * US_PER_S },
+    vm: {
+      ...calm.vm,
+      oneMessage: 1,
+      tellsSecondary: 1,
+      copyUsMax: 0,
+      answerTimeoutUs: 50 * US_PER_MS,
+    },
+  }),
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      // The answer to the commit takes longer than the VM layer waits, which makes the next checkpoint at once.
+      world.link.stall('to-primary', 70 * US_PER_MS);
+      stage.onPhase('resumed', () => stage.checkpoint());
+      stage.checkpoint();
+    });
+    stage.at(PROTECTED_MS + 80, () => {
+      const { state } = world.primary.engine;
+      stage.demand('G9', state === 'protected', 'the commit is not answered');
+      const { failoverReady } = world.secondary.engine.status(world.secondary.nowUs);
+      stage.demand('G9', failoverReady, 'the primary is protected, the secondary holds nothing');
+      stage.open(plan([request(3_000)]));
+      stage.killPrimary();
+    });
+  },
+  untilMs: PROTECTED_MS + 1_000,
+};
+
 const COMMIT_AFTER_ABORT: Scenario = {
   name: 'commit-after-an-abort',
   about:
@@ -470,6 +505,7 @@ export const RELEASE_SCENARIOS: readonly Scenario[] = [
   WINDOW_AT_COMMIT,
   LATE_OLD_ACK,
   SPENT_EPOCH,
+  ABORT_AFTER_THE_NEXT,
   COMMIT_AFTER_ABORT,
   ACK_OF_A_REPEAT,
   WINDOW_OF_A_SYN,
