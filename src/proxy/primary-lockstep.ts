@@ -159,8 +159,8 @@ export function isSteady(flow: TcpFlow): boolean {
   if (!comparer.started || !flow.primaryEndKnown || flow.pickupSeq !== undefined) return false;
   if (comparer.primary.size > 0 || comparer.secondary.size > 0) return false;
   if (comparer.primaryFin !== undefined || comparer.secondaryFin !== undefined) return false;
-  if (flow.handshake.isWaiting || flow.secondaryReset || flow.primaryReset) return false;
-  return flow.gate.secondaryKnown;
+  if (flow.secondaryReset || flow.primaryReset) return false;
+  return flow.gate.secondaryKnown && !flow.handshake.isWaiting && !flow.handshake.isAhead;
 }
 
 /**

@@ -127,6 +127,14 @@ export class Handshake {
   }
 
   /**
+   * Is the SVM's SYN here and waits for the PVM's? Then what the SVM says is of that connection, and nothing of the one before on the
+   * same ports, which the PVM may still have.
+   */
+  get isAhead(): boolean {
+    return this.#secondarySyn !== NO_SYN;
+  }
+
+  /**
    * A SYN or SYN-ACK of the client. It counts only for the handshake that it is of: neither a damaged segment nor a forged one may
    * decide over the window of a connection that is open. Returns whether the window shift may have changed.
    */

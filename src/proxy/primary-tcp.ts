@@ -267,6 +267,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     this.comparer.clearSecondary();
     this.secondarySinceUs = NEVER;
     this.gate.forgetSecondary();
+    dropAck(this.#context, this);
     this.gate.windowShift = this.handshake.windowShift();
     this.#matchSyn();
   }
@@ -318,7 +319,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
    * wait. So do bytes that the client has acknowledged, whoever sent them.
    */
   #isRetransmission(segment: HeldSegment, payload: number): boolean {
-    if ((segment.flags & TCP_RST) !== 0 || this.diverged) return false;
+    if ((segment.flags & TCP_RST) !== 0 || this.diverged || this.handshake.isAhead) return false;
     if ((segment.flags & TCP_ACK) !== 0 && !this.gate.secondaryKnown) return false;
     if ((segment.flags & TCP_SYN) !== 0) return this.handshake.matched && this.releasedKnown;
     if (payload === 0 && (segment.flags & TCP_FIN) === 0) return false;
@@ -503,6 +504,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   #mayGo(segment: HeldSegment): boolean {
     const flags = segment.flags;
     if ((flags & TCP_RST) !== 0) return this.secondaryReset;
+    if (this.handshake.isAhead) return false;
     if ((flags & TCP_SYN) !== 0 && !this.handshake.matched) return false;
     if ((flags & TCP_ACK) !== 0 && !this.gate.secondaryKnown) return false;
     const comparer = this.comparer;

@@ -339,6 +339,41 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.out.requests.at(-1)?.cause).toBe('unverifiable');
     expect(w.commit().map((frame) => infoOf(frame).tcpFlags & TCP_SYN)).toEqual([0, TCP_SYN]);
   });
+
+  // Guards `dropAck` in #onSecondarySyn, `isAhead` in #isRetransmission and #mayGo (G2).
+  it('what the SVM says of the next connection of the ports does not count for the one before', () => {
+    const w = new World().protect();
+    w.open();
+    w.secondary(data(0, 'one'));
+    expect(w.primary(data(0, 'one'))).toHaveLength(1);
+    expect(w.primary(data(3, '', { ack: CLIENT_ISN + 1_001 }))).toHaveLength(0);
+    const clientIsn = CLIENT_ISN + 50_000;
+    const flags = TCP_SYN | TCP_ACK;
+    w.client(fromClient({ seq: clientIsn, flags: TCP_SYN }));
+    const synAck = tcpFrame({ flags, seq: 900, ack: clientIsn + 1 });
+    expect(w.secondary(synAck)).toHaveLength(0);
+    // The PVM has not come so far.
+    expect(w.primary(data(0, 'one', { ack: CLIENT_ISN + 1_001 }))).toHaveLength(0);
+    expect(w.primary(data(3, '', { ack: CLIENT_ISN + 1_002 }))).toHaveLength(0);
+    expect(w.primary(tcpFrame({ flags, seq: 400, ack: clientIsn + 1 }))).toHaveLength(0);
+    expect(w.out.requests.at(-1)?.cause).toBe('unverifiable');
+    const first = PRIMARY_ISN + 1;
+    expect(w.commit().map((frame) => infoOf(frame).seq)).toEqual([first, first + 3, 400]);
+  });
+
+  it('the next connection of the ports opens at once when nothing of the one before came after it', () => {
+    const w = new World().protect();
+    w.open();
+    expect(w.primary(data(0, '', { ack: CLIENT_ISN + 1_001 }))).toHaveLength(0);
+    const clientIsn = CLIENT_ISN + 50_000;
+    const flags = TCP_SYN | TCP_ACK;
+    w.client(fromClient({ seq: clientIsn, flags: TCP_SYN }));
+    expect(w.secondary(tcpFrame({ flags, seq: 900, ack: clientIsn + 1 }))).toHaveLength(0);
+    const frames = w.primary(tcpFrame({ flags, seq: 400, ack: clientIsn + 1 }));
+    expect(frames.map((frame) => infoOf(frame).seq)).toEqual([400]);
+    expect(w.out.requests.map(({ cause }) => cause)).toEqual(['sync']);
+    expect(w.engine.status(w.nowUs).held.frames).toBe(0);
+  });
 });
 
 describe('PrimaryEngine, a checkpoint that is undone', () => {

@@ -48,12 +48,18 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     '      this.#release(segment);\n      // Its bytes were agreed on; its ACK may have been kept back.\n      this.#armIfWaiting();\n',
     '      this.#release(segment);\n',
   ),
-  mutant(
-    'window-of-a-forgotten-syn',
-    'src/proxy/primary-syn.ts',
-    'const syn = this.#primarySyn === NO_SYN ? this.#secondarySyn : this.#primarySyn;',
-    'const syn = this.#primarySyn;',
-  ),
+  {
+    scenario: 'window-of-a-forgotten-syn',
+    edits: [
+      {
+        file: 'src/proxy/primary-syn.ts',
+        search: 'const syn = this.#primarySyn === NO_SYN ? this.#secondarySyn : this.#primarySyn;',
+        replace: 'const syn = this.#primarySyn;',
+      },
+      // Today it would wait for a checkpoint all the same.
+      { file: TCP, search: '    if (this.handshake.isAhead) return false;\n', replace: '' },
+    ],
+  },
   {
     scenario: 'syn-bit-in-the-middle',
     edits: [
@@ -117,6 +123,12 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
     TCP,
     "if (isNew && this.held.length > 0) this.#diverge('unverifiable');",
     "if (isNew && this.held.length > 0) this.#want('unverifiable');",
+  ),
+  mutant(
+    'window-of-the-connection-before',
+    TCP,
+    '    this.gate.forgetSecondary();\n    dropAck(this.#context, this);\n',
+    '    this.gate.forgetSecondary();\n',
   ),
   mutant(
     'commit-of-an-undone-checkpoint',

@@ -470,6 +470,41 @@ const OUTPUT_OF_THE_CONNECTION_BEFORE: Scenario = {
   untilMs: PROTECTED_MS + 1_600,
 };
 
+const WINDOW_OF_THE_CONNECTION_BEFORE: Scenario = {
+  name: 'window-of-the-connection-before',
+  about:
+    "An acknowledgement was kept for its window, which the SVM had not offered; then the next connection of the same ports began, and what the SVM's SYN-ACK said of that one let it out.",
+  script: (stage) => {
+    const { world } = stage;
+    stage.at(PROTECTED_MS, () => {
+      const { host, application, reschedule } = world.clients[0]!;
+      // The SVM's TCP takes what it has room for, its service reads nothing.
+      world.svm.stick(100 * US_PER_MS);
+      const before = Array.from({ length: REUSED_PORTS }, () =>
+        stage.open(plan([request(10, 0, 80_000)])),
+      );
+      stage.at(PROTECTED_MS + 20, () => {
+        stage.onSegment(world.primaryGuest.from, (segment) =>
+          (segment.flags & SYN) !== 0 ? { lateUs: 10 * US_PER_MS } : undefined,
+        );
+        host.nowUs = world.nowUs;
+        const { ip4 } = world.pvm.host.state;
+        const next = before.map(({ connection, key }) => {
+          tcpAbort(connection, host.io);
+          host.touch(key, connection);
+          return application.start(host, ip4, plan([request(10)]), connection.localPort);
+        });
+        reschedule();
+        stage.at(PROTECTED_MS + 1_500, () => {
+          const isThere = next.every(({ receivedCount }) => receivedCount === 10);
+          stage.demand('G6', isThere, 'a client has no answer');
+        });
+      });
+    });
+  },
+  untilMs: PROTECTED_MS + 1_600,
+};
+
 const COMMIT_OF_AN_UNDONE_CHECKPOINT: Scenario = {
   name: 'commit-of-an-undone-checkpoint',
   about:
@@ -515,5 +550,6 @@ export const RELEASE_SCENARIOS: readonly Scenario[] = [
   ANSWER_TO_ANOTHER_SYN,
   RESET_AT_A_COMMIT,
   OUTPUT_OF_THE_CONNECTION_BEFORE,
+  WINDOW_OF_THE_CONNECTION_BEFORE,
   COMMIT_OF_AN_UNDONE_CHECKPOINT,
 ];
