@@ -229,12 +229,12 @@ test('after a reset of its own it makes the next checkpoint, since no node asks 
         stage.demand('G9', state === 'unprotected', `the primary is ${state}`);
         world.vm.heal();
       });
-      stage.at(2 * PROTECTED_MS, () => {
+      stage.at(4 * PROTECTED_MS, () => {
         const { state } = world.primary.engine;
         stage.demand('G9', state === 'protected', `after the heal the primary is ${state}`);
       });
     },
-    untilMs: 3 * PROTECTED_MS,
+    untilMs: 5 * PROTECTED_MS,
   };
   const [result] = play(scenario, 1, 'vm: reset: ok');
   expect(result).toMatchObject({ outcome: 'ok', guarantee: '', text: '' });

@@ -33,6 +33,8 @@ export interface VmHooks {
 
 /** See `isLate`. */
 const LATE_US: Micros = 20 * US_PER_MS;
+/** See `#askAgain`. */
+const ASK_AGAIN_US: Micros = 100 * US_PER_MS;
 
 interface Attempt {
   readonly isOneMessage: boolean;
@@ -260,14 +262,24 @@ export class VmLayer {
       this.#tell('abort', (engine, nowUs) => engine.checkpointAbort(reason, nowUs));
       this.#abortAtSecondary(attempt, reason);
     } else if (this.#primary.isAlive && attempt.isLoaded) {
-      // Nobody was told of a begin, but the SVM is no longer what it was. After a reset no node asks by itself.
-      this.#isWantedAgain = true;
+      // Nobody was told of a begin, but the SVM is no longer what it was.
+      this.#askAgain();
       this.#tell('reset', (engine, nowUs) => engine.reset(reason, nowUs));
     } else {
       this.#giveUp(attempt, reason);
       return;
     }
     this.#over(attempt, reason);
+  }
+
+  /** After a reset no node asks by itself: whoever made it does, until there was a checkpoint. */
+  #askAgain(): void {
+    const { checkpoints } = this;
+    this.#queue.after(ASK_AGAIN_US, 'vm', () => {
+      if (this.checkpoints !== checkpoints || !this.#canRun()) return;
+      this.request();
+      this.#askAgain();
+    });
   }
 
   /** The primary knows of nothing; what was begun at the secondary must not stay so while the SVM goes on. */
