@@ -14,7 +14,7 @@ const DEFAULTS: ComparerOptions = { compareTimeoutMs: 600, scanCycleMs: 100, max
 /** For a busy machine: beyond what a comparer is waited for, and less than a compare timeout. */
 const SLACK_MS = 400;
 /** For what comes together with what was waited for. */
-const AFTER_MS = 30;
+const AFTER_MS = 50;
 
 /** Gives cases to a system: its words for each, in their order. */
 export async function runCases(system: System, cases: readonly Case[] = CASES): Promise<string[]> {
@@ -75,8 +75,10 @@ async function observe(
   const early = comparer.out.frames.splice(0);
   const askedMs = comparer.askedMs[0];
   comparer.checkpoint();
-  const isLeft = sent.flatMap(({ frames }) => frames).length - early.length;
-  await waitFor(isLeft > 0 ? SLACK_MS : 0, () => comparer.out.frames.length >= isLeft);
+  const watched = (frames: readonly Uint8Array[]): number =>
+    frames.filter((bytes) => !background.has(keyOfBytes(bytes))).length;
+  const left = sent.flatMap(({ frames }) => frames).length - watched(early);
+  await waitFor(left > 0 ? SLACK_MS : 0, () => watched(comparer.out.frames) >= left);
   await sleep(AFTER_MS);
   const late = comparer.out.frames.splice(0);
   return describe({
