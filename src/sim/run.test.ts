@@ -1,7 +1,10 @@
 import { describe, expect, test } from 'vitest';
+import { US_PER_MS, US_PER_S } from '../base/time.ts';
 import { CaptureDecoder } from '../wire/pcap.ts';
 import { captureOf } from './capture.ts';
+import { heldFrames } from './node.ts';
 import { runOnce } from './run.ts';
+import { PROTECTED_MS, plan, request, type Scenario } from './scenarios/scenario.ts';
 import { shrink } from './shrink.ts';
 
 /** Some worlds; what seeds have found on the way is kept by scenarios, whatever a seed draws today. */
@@ -46,6 +49,76 @@ describe('runOnce()', () => {
     expect(sum.failovers).toBeGreaterThan(1);
     expect(sum.clientBytes).toBeGreaterThan(100_000);
     expect(sum.compared).toBeGreaterThan(100);
+  });
+});
+
+describe('what no single event shows', () => {
+  test('is looked at before an event that comes after a pause', () => {
+    const pauseMs = 500;
+    let lookedUs = 0;
+    let agoUs = Number.NaN;
+    const scenario: Scenario = {
+      name: 'pause',
+      about: 'Nothing happens but the heartbeats of the peer link.',
+      script: (stage) => {
+        const { world } = stage;
+        const pulse = world.pulse.bind(world);
+        world.pulse = () => {
+          lookedUs = world.nowUs;
+          pulse();
+        };
+        stage.at(PROTECTED_MS + pauseMs, () => {
+          agoUs = world.nowUs - lookedUs;
+        });
+      },
+      untilMs: PROTECTED_MS + pauseMs,
+    };
+    expect(runOnce({ seed: 1, steps: 0, scenario }).outcome).toBe('ok');
+    expect(agoUs).toBeLessThanOrEqual(10 * US_PER_MS);
+  });
+
+  test('a frame that stands alone in its stream is held', () => {
+    let held = -1;
+    const scenario: Scenario = {
+      name: 'alone',
+      about: "The PVM's SYN-ACK waits for the SVM's, which is lost.",
+      options: (calm) => ({ ...calm, pairWaitUs: US_PER_S }),
+      script: (stage) => {
+        const { world } = stage;
+        stage.at(PROTECTED_MS, () => {
+          stage.onSegment(world.secondaryGuest.from, () => ({ isLost: true }));
+          stage.open(plan([request(10)]));
+        });
+        stage.at(PROTECTED_MS + 50, () => {
+          held = heldFrames(world.primary);
+          expect(world.primary.engine.status(world.primary.nowUs).held.frames).toBe(0);
+          stage.release(world.secondaryGuest.from);
+        });
+      },
+      untilMs: PROTECTED_MS + 60,
+    };
+    expect(runOnce({ seed: 1, steps: 0, scenario }).outcome).toBe('ok');
+    expect(held).toBe(1);
+  });
+
+  test('a replaced SVM counts as untold until the batch is over that told its node', () => {
+    const untold: boolean[] = [];
+    let note = (): unknown => undefined;
+    const scenario: Scenario = {
+      name: 'told',
+      about: 'One checkpoint.',
+      script: ({ world }) => {
+        const { queue, vm } = world;
+        note = () => {
+          queue.after(0, 'script', () => untold.push(vm.isReplacedUntold));
+          queue.after(1, 'script', () => untold.push(vm.isReplacedUntold));
+        };
+      },
+      untilMs: PROTECTED_MS,
+    };
+    const follow = (line: string) => line.includes('secondary: checkpoint-committed') && note();
+    expect(runOnce({ seed: 1, steps: 0, scenario, follow }).outcome).toBe('ok');
+    expect(untold).toEqual([true, false]);
   });
 });
 
