@@ -340,6 +340,20 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.commit().map((frame) => infoOf(frame).tcpFlags & TCP_SYN)).toEqual([0, TCP_SYN]);
   });
 
+  // Guards `primaryEndKnown` in #onPrimarySyn (G1).
+  it('nor does it when that connection was open before it was seen', () => {
+    const w = new World().protect();
+    w.secondary(data(0, ''));
+    expect(w.primary(data(0, 'unseen by the SVM'))).toHaveLength(0);
+    const flags = TCP_SYN | TCP_ACK;
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    const seq = (PRIMARY_ISN + 0x4000_0000) >>> 0;
+    expect(w.primary(tcpFrame({ flags, seq, ack: 90_001 }))).toHaveLength(0);
+    expect(w.secondary(tcpFrame({ flags, seq: 900, ack: 90_001 }))).toHaveLength(0);
+    expect(w.out.requests.at(-1)?.cause).toBe('unverifiable');
+    expect(w.commit().map((frame) => infoOf(frame).tcpFlags & TCP_SYN)).toEqual([0, TCP_SYN]);
+  });
+
   // Guards `dropAck` in #onSecondarySyn, `isAhead` in #isRetransmission and #mayGo (G2).
   it('what the SVM says of the next connection of the ports does not count for the one before', () => {
     const w = new World().protect();
