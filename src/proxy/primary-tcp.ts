@@ -217,6 +217,8 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     this.pickupSeq = undefined;
     this.handshake.adoptCheckpoint();
     this.secondaryReset = this.primaryReset;
+    this.secondarySinceUs = NEVER;
+    this.resetSinceUs = NEVER;
     this.diverged = false;
     this.reported = false;
   }

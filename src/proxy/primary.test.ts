@@ -283,6 +283,24 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.secondary(data(0, '', { flags: TCP_RST }))).toHaveLength(1);
   });
 
+  // Guards `resetSinceUs` and `secondarySinceUs` in adoptCheckpoint.
+  it.each([TCP_RST, TCP_ACK | TCP_FIN])(
+    'what the SVM alone sent (flags %i) is settled by a checkpoint, however long',
+    (flags) => {
+      const w = new World().protect();
+      w.open();
+      w.secondary(data(0, '', { flags }));
+      w.pass(250_000);
+      const asked = w.out.requests.length;
+      w.engine.checkpointBegin(w.nowUs);
+      w.pass(1_000_000);
+      w.commit();
+      expect(w.primary(data(0, '', { window: 1_000 }))).toHaveLength(1);
+      w.pass(1_000_000);
+      expect(w.out.requests).toHaveLength(asked);
+    },
+  );
+
   it('asks when the window scales differ', () => {
     const w = new World().protect();
     const flags = TCP_SYN | TCP_ACK;
