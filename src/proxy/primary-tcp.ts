@@ -109,6 +109,10 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     trackTcp(this.connection, info, false);
     const flags = info.tcpFlags;
     if ((flags & TCP_SYN) !== 0) {
+      if ((flags & TCP_ACK) === 0) {
+        this.primaryReset = false;
+        this.outliveReset();
+      }
       if (this.handshake.onClientSyn(info)) {
         this.gate.windowShift = this.handshake.windowShift();
       }
@@ -179,6 +183,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
       if (!this.secondaryReset) this.resetSinceUs = context.nowUs;
       this.secondaryReset = true;
     } else {
+      this.outliveReset();
       if ((flags & TCP_ACK) !== 0) this.#onSecondaryAck(info);
       if (info.payloadBytes > 0 || (flags & TCP_FIN) !== 0) this.#offerSecondary(info);
     }
@@ -310,6 +315,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
       this.primaryReset = true;
       return;
     }
+    this.primaryReset = false;
     const end = seqAdd(info.seq, segmentLength(info));
     this.primaryEnd = this.primaryEndKnown ? seqMax(this.primaryEnd, end) : end;
     this.primaryEndKnown = true;
@@ -505,8 +511,8 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
 
   #mayGo(segment: HeldSegment): boolean {
     const flags = segment.flags;
-    if ((flags & TCP_RST) !== 0) return this.secondaryReset;
     if (this.handshake.isAhead) return false;
+    if ((flags & TCP_RST) !== 0) return this.secondaryReset;
     if ((flags & TCP_SYN) !== 0 && !this.handshake.matched) return false;
     if ((flags & TCP_ACK) !== 0 && !this.gate.secondaryKnown) return false;
     const comparer = this.comparer;

@@ -283,6 +283,52 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.secondary(data(0, '', { flags: TCP_RST }))).toHaveLength(1);
   });
 
+  // Guards `outliveReset` in onSecondary, `primaryReset = false` in #noteNumbers (G1).
+  it.each([false, true])(
+    'a RST that has ended nothing says nothing about the next one (checkpoint: %s)',
+    (commits) => {
+      const w = new World().protect();
+      const syn = { flags: TCP_SYN, options: { mss: 1_460 } };
+      w.primary(tcpFrame({ ...syn, seq: PRIMARY_ISN }));
+      expect(w.secondary(tcpFrame({ ...syn, seq: SECONDARY_ISN }))).toHaveLength(1);
+      // The client had an earlier connection: both guests reset that, and go on (RFC 9293 §3.5.1).
+      const reset = tcpFrame({ seq: 1_234, flags: TCP_RST });
+      w.primary(reset);
+      expect(w.secondary(reset)).toHaveLength(1);
+      w.client(
+        fromClient({ ...syn, flags: TCP_SYN | TCP_ACK, seq: CLIENT_ISN, ack: PRIMARY_ISN + 1 }),
+      );
+      w.primary(data(0, ''));
+      expect(w.secondary(data(0, ''))).toHaveLength(1);
+      if (commits) w.commit();
+      expect(w.primary(data(0, '', { flags: TCP_RST }))).toHaveLength(0);
+      expect(w.secondary(data(0, '', { flags: TCP_RST }))).toHaveLength(1);
+    },
+  );
+
+  // Guards `outliveReset` and `primaryReset = false` in onClient (G1).
+  it.each([false, true])('nor does that of the connection before (checkpoint: %s)', (commits) => {
+    const w = new World().protect();
+    w.open();
+    w.primary(data(0, '', { flags: TCP_RST }));
+    expect(w.secondary(data(0, '', { flags: TCP_RST }))).toHaveLength(1);
+    if (commits) w.commit();
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    const refusal = tcpFrame({ flags: TCP_RST | TCP_ACK, seq: 0, ack: 90_001 });
+    expect(w.primary(refusal)).toHaveLength(0);
+    expect(w.secondary(refusal)).toHaveLength(1);
+  });
+
+  // Guards `isAhead` before `secondaryReset` in #mayGo (G1).
+  it('nor does one of the next connection', () => {
+    const w = new World().protect();
+    w.open();
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    w.secondary(tcpFrame({ flags: TCP_SYN | TCP_ACK, seq: 900, ack: 90_001 }));
+    w.secondary(tcpFrame({ flags: TCP_RST, seq: 901 }));
+    expect(w.primary(data(0, '', { flags: TCP_RST }))).toHaveLength(0);
+  });
+
   // Guards `resetSinceUs` and `secondarySinceUs` in adoptCheckpoint.
   it.each([TCP_RST, TCP_ACK | TCP_FIN])(
     'what the SVM alone sent (flags %i) is settled by a checkpoint, however long',
