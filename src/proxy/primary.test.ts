@@ -347,6 +347,25 @@ describe('PrimaryEngine, TCP', () => {
     },
   );
 
+  // Guards SYN_ACK in Handshake.windowShift (G2).
+  it('a SYN that the client repeats without options does not decide over the window scale', () => {
+    const w = new World().protect();
+    const syn = { seq: CLIENT_ISN, flags: TCP_SYN };
+    w.client(fromClient({ ...syn, options: { windowScale: 7 } }));
+    // As BSD does after a while (net.inet.tcp.rexmit_drop_options); the guests have answered the first.
+    w.client(fromClient(syn));
+    const synAck = { flags: TCP_SYN | TCP_ACK, ack: CLIENT_ISN + 1, options: { windowScale: 7 } };
+    w.primary(tcpFrame({ ...synAck, seq: PRIMARY_ISN }));
+    expect(w.secondary(tcpFrame({ ...synAck, seq: SECONDARY_ISN }))).toHaveLength(1);
+    // The SVM offers nothing beyond 70,000.
+    const first = CLIENT_ISN + 1;
+    w.secondary(data(0, '', { ack: first + 69_872, window: 1 }));
+    const [frame] = w.primary(data(0, '', { ack: first + 60_000, window: 508 }));
+    const { ack, window } = infoOf(frame!);
+    expect(ack - first).toBe(60_000);
+    expect(window).toBe((70_000 - 60_000) >> 7);
+  });
+
   it('asks when the window scales differ', () => {
     const w = new World().protect();
     const flags = TCP_SYN | TCP_ACK;
