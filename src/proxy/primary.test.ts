@@ -662,6 +662,18 @@ describe('PrimaryEngine, datagrams', () => {
     expect(w.primary(udpFrame({ payload: 'free' }))).toHaveLength(1);
     expect(w.engine.status(w.nowUs).counters['passListed']).toBe(1);
   });
+
+  it('passes it in fragments, too', () => {
+    const w = new World({ passList: [{ protocol: 17, port: 53 }] }).protect();
+    const fragments = fragmentFrame(udpFrame({ payload: 'f'.repeat(3_000) }), 1_480);
+    for (const fragment of fragmentFrame(udpFrame({ payload: 'other' }), 8)) {
+      expect(w.secondary(fragment)).toHaveLength(0);
+    }
+    expect(fragments.flatMap((fragment) => w.primary(fragment))).toHaveLength(3);
+    w.pass(1_000_000);
+    expect(w.out.requests.map(({ cause }) => cause)).toEqual(['sync']);
+    expect(w.engine.status(w.nowUs).held).toEqual({ frames: 0, bytes: 0 });
+  });
 });
 
 describe('PrimaryEngine, liveness and limits', () => {
