@@ -200,9 +200,10 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     this.held = heldArrays.none;
     this.heldFrames = 0;
     this.#repeatsHeld = 0;
+    // Before the segments: to be taken out one by one they would have to be looked for.
+    this.comparer.reset();
     for (const segment of held) this.#send(segment);
     heldArrays.give(held);
-    this.comparer.reset();
     sendWholeAck(this.#context, this, this.#releasedEnd());
     this.secondarySinceUs = NEVER;
     this.resetSinceUs = NEVER;
