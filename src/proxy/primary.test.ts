@@ -525,6 +525,19 @@ describe('PrimaryEngine, input commit (G2)', () => {
     expect(frames.map((f) => infoOf(f).ack)).toEqual([CLIENT_ISN + 1_001]);
   });
 
+  // Guards `kept.window <= window` in primary-ack.ts (G6: the client would wait for its next probe).
+  it('nor does one with a smaller window', () => {
+    const w = new World().protect();
+    w.open();
+    const full = { ack: CLIENT_ISN + 1 + 65_535, window: 0 };
+    const open = { ...full, window: 1_000 };
+    w.secondary(data(0, '', full));
+    expect(w.primary(data(0, '', full))).toHaveLength(1);
+    expect(w.primary(data(0, '', open))).toHaveLength(0);
+    w.primary(data(0, '', full));
+    expect(w.secondary(data(0, '', open)).map((frame) => infoOf(frame).window)).toEqual([1_000]);
+  });
+
   it('lowers the acknowledgement on data, and sends the rest when the SVM catches up', () => {
     const w = new World().protect();
     w.open();
