@@ -182,14 +182,15 @@ export class Handshake {
     return 'matched';
   }
 
-  /** A checkpoint was committed: the SVM has the PVM's connection. */
-  adoptCheckpoint(): void {
+  /** A checkpoint was committed: the SVM has the PVM's connection. Returns its window shift: where the SVM had the next one, that said so. */
+  adoptCheckpoint(): number {
     this.#secondaryIsn = this.#primaryIsn;
     const isKnown = this.#primarySyn !== NO_SYN;
     this.#bits = withBit(this.#bits, HAS_SECONDARY_ISN, isKnown);
     this.#secondarySyn = NO_SYN;
     this.#agreedSyn = NO_SYN;
     this.matched = isKnown;
+    return this.windowShift();
   }
 
   /** The guests' window shift, 0..14; it counts only when the client scales too. -1: not known. */

@@ -221,7 +221,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     this.gate.adoptPrimary();
     sendWholeAck(this.#context, this, this.#releasedEnd());
     this.pickupSeq = undefined;
-    this.handshake.adoptCheckpoint();
+    this.gate.windowShift = this.handshake.adoptCheckpoint();
     this.secondaryReset = this.primaryReset;
     this.secondarySinceUs = NEVER;
     this.resetSinceUs = NEVER;

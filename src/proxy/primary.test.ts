@@ -571,6 +571,20 @@ describe('PrimaryEngine, input commit (G2)', () => {
     expect(w.engine.status(w.nowUs).held).toEqual({ frames: 0, bytes: 0 });
   });
 
+  // Guards `windowShift` in adoptCheckpoint.
+  it('the window scale of a connection that only the SVM began is not that of the one before', () => {
+    const w = new World();
+    const first = CLIENT_ISN + 1;
+    w.primary(data(0, 'open before it was seen', { ack: first, window: 500 }));
+    w.protect();
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    w.secondary(tcpFrame({ flags: TCP_SYN | TCP_ACK, seq: 900, ack: 90_001 }));
+    w.commit();
+    w.secondary(data(23, '', { ack: first + 64_000, window: 8 }));
+    const [frame] = w.primary(data(23, '', { ack: first + 60_000, window: 508 }));
+    expect(infoOf(frame!).window).toBe(8);
+  });
+
   it('trims SACK blocks that the SVM does not hold', () => {
     const w = new World().protect();
     w.open();
