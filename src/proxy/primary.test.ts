@@ -841,6 +841,20 @@ describe('PrimaryEngine, states (G9)', () => {
     expect(w.out.requests.map((r) => r.cause)).toEqual(['sync']);
   });
 
+  // Guards `'protected'` in #wantForFlow.
+  it('asks for nothing unprotected, though a SYN differs from an earlier one of the SVM', () => {
+    const w = new World().protect();
+    const synAck = { flags: TCP_SYN | TCP_ACK, ack: CLIENT_ISN + 1 };
+    w.secondary(tcpFrame({ ...synAck, seq: SECONDARY_ISN, options: { windowScale: 6 } }));
+    w.engine.onPeerDown('silent', w.nowUs);
+    const asked = w.out.requests.length;
+    const own = tcpFrame({ ...synAck, seq: PRIMARY_ISN, options: { windowScale: 7 } });
+    expect(w.primary(own)).toHaveLength(1);
+    w.pass(20_000_000);
+    expect(w.out.requests).toHaveLength(asked);
+    expect(w.engine.status(w.nowUs).reason).toBe('peer lost: silent');
+  });
+
   it('releases what is held when the peer is lost, and is unprotected', () => {
     const w = new World().protect();
     w.open();
