@@ -335,10 +335,9 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     if (!this.comparer.started || !this.releasedKnown) return false;
     if (!seqBeforeOrEqual(segment.segmentEnd, this.releasedEnd)) return false;
     if (!seqBeforeOrEqual(segment.segmentEnd, this.comparer.compared)) return false;
-    if (this.pickupSeq !== undefined && seqBefore(segment.seq, this.pickupSeq)) {
-      return this.clientAckKnown && seqBeforeOrEqual(segment.segmentEnd, this.clientAck);
-    }
-    return segment.fragments === undefined || this.#fragmentsMayGo(segment);
+    if (segment.fragments !== undefined && !this.#fragmentsMayGo(segment)) return false;
+    if (this.pickupSeq === undefined || !seqBefore(segment.seq, this.pickupSeq)) return true;
+    return this.clientAckKnown && seqBeforeOrEqual(segment.segmentEnd, this.clientAck);
   }
 
   #offerPrimary(segment: HeldSegment, payload: number): void {

@@ -624,6 +624,17 @@ describe('PrimaryEngine, input commit (G2)', () => {
     expect(w.commit().map((f) => infoOf(f).ack)).toEqual([ack]);
   });
 
+  // Guards #fragmentsMayGo in #isRetransmission: an ACK in fragments is not lowered.
+  it('holds fragments that acknowledge more than the SVM, though the client has their bytes', () => {
+    const w = new World().protect();
+    const ack = CLIENT_ISN + 1;
+    w.secondary(data(100, 'picked up', { ack }));
+    expect(w.primary(data(100, 'picked up', { ack }))).toHaveLength(1);
+    w.client(fromClient({ seq: ack, ack: (PRIMARY_ISN + 1 + 109) >>> 0 }));
+    const again = data(50, 'x'.repeat(50), { ack: ack + 500 });
+    expect(fragmentFrame(again, 24).flatMap((fragment) => w.primary(fragment))).toHaveLength(0);
+  });
+
   it('answers a keepalive probe of the client at once', () => {
     const w = new World().protect();
     w.open();
