@@ -250,10 +250,9 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   // ------------------------------------------------------------------ details: SYN
 
   #onPrimarySyn(info: FrameInfo): void {
-    const isNew = this.primaryEndKnown;
     if (!this.handshake.onPrimarySyn(info)) return;
     // What an earlier connection of the same ports still holds has no mate any more, and nothing may pass it: a checkpoint covers all.
-    if (isNew && this.held.length > 0) this.#diverge('unverifiable');
+    if (this.held.length > 0) this.#diverge('unverifiable');
     this.primaryEnd = info.seq;
     this.primaryEndKnown = true;
     this.releasedKnown = false;

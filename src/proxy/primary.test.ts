@@ -423,7 +423,7 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.commit().map((frame) => infoOf(frame).tcpFlags & TCP_SYN)).toEqual([0, TCP_SYN]);
   });
 
-  // Guards `primaryEndKnown` in #onPrimarySyn (G1).
+  // Guards `held.length > 0` in #onPrimarySyn (G1).
   it('nor does it when that connection was open before it was seen', () => {
     const w = new World().protect();
     w.secondary(data(0, ''));
@@ -435,6 +435,16 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.secondary(tcpFrame({ flags, seq: 900, ack: 90_001 }))).toHaveLength(0);
     expect(w.out.requests.at(-1)?.cause).toBe('unverifiable');
     expect(w.commit().map((frame) => infoOf(frame).tcpFlags & TCP_SYN)).toEqual([0, TCP_SYN]);
+  });
+
+  it('nor does its RST when the SVM resets the next one', () => {
+    const w = new World().protect();
+    expect(w.primary(data(0, '', { flags: TCP_RST }))).toHaveLength(0);
+    const flags = TCP_SYN | TCP_ACK;
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    w.primary(tcpFrame({ flags, seq: 400, ack: 90_001 }));
+    w.secondary(tcpFrame({ flags, seq: 900, ack: 90_001 }));
+    expect(w.secondary(tcpFrame({ flags: TCP_RST, seq: 401 }))).toHaveLength(0);
   });
 
   // Guards `dropAck` in #onSecondarySyn, `isAhead` in #isRetransmission and #mayGo (G2).

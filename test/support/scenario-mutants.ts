@@ -127,8 +127,8 @@ export const SCENARIO_MUTANTS: readonly ScenarioMutant[] = [
   mutant(
     'output-of-the-connection-before',
     TCP,
-    "if (isNew && this.held.length > 0) this.#diverge('unverifiable');",
-    "if (isNew && this.held.length > 0) this.#want('unverifiable');",
+    "if (this.held.length > 0) this.#diverge('unverifiable');",
+    "if (this.held.length > 0) this.#want('unverifiable');",
   ),
   mutant(
     'window-of-the-connection-before',
