@@ -81,7 +81,7 @@ export function passAck(
   coveredBlocks = 0;
   const trims = segment.hasSack && blocksCovered(context, flow, segment) < 0;
   if (!lowered && !trims) {
-    if (isCoveredBy(flow.heldAck, ack)) dropAck(context, flow);
+    if (isCoveredBy(flow.heldAck, ack, window)) dropAck(context, flow);
     gate.onEmitted(ack, window, isSyn);
     return true;
   }
@@ -116,9 +116,10 @@ function blocksCovered(context: PrimaryContext, flow: TcpFlow, segment: HeldSegm
   return coveredBlocks === options.sackCount ? coveredBlocks : -1;
 }
 
-/** Is everything that it says covered by an ACK number that goes out? */
-function isCoveredBy(kept: KeptAck | undefined, ack: Seq): boolean {
-  return kept !== undefined && seqBeforeOrEqual(kept.ack, ack);
+/** Is everything that it says covered by what goes out? With the same ACK number and a smaller window an older segment has come late. */
+function isCoveredBy(kept: KeptAck | undefined, ack: Seq, window: number): boolean {
+  if (kept === undefined) return false;
+  return kept.ack === ack ? kept.window <= window : seqBefore(kept.ack, ack);
 }
 
 /**

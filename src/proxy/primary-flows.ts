@@ -134,6 +134,13 @@ export class PrimaryFlows {
     info: FrameInfo,
     fragments: Parameters<DatagramFlow['onPrimary']>[2],
   ): void {
+    if (fragments !== undefined && this.isPassListed(info)) {
+      for (const frame of fragments) {
+        this.#context.emit(frame.buffer, frame.offset, frame.length);
+        this.#context.unhold(this.#orphans, frame);
+      }
+      return;
+    }
     const flow = this.#flowFor(info);
     if (flow === undefined) {
       this.#context.counters.add('flowsFull');
@@ -148,9 +155,9 @@ export class PrimaryFlows {
     if (flow.kind === 'tcp') this.#classify(flow, info);
   }
 
-  /** Is it not to be compared, by the operator's word? Counted then. */
+  /** Is it not to be compared, by the operator's word? Counted then. Fragments, of which not all have ports, are judged once they are whole. */
   isPassListed(info: FrameInfo): boolean {
-    const isListed = isPassListed(info, this.#context.config.passList);
+    const isListed = !info.isFragment && isPassListed(info, this.#context.config.passList);
     if (isListed) this.#context.counts.passListed++;
     return isListed;
   }
@@ -222,6 +229,11 @@ export class PrimaryFlows {
     info: FrameInfo,
     fragments: Parameters<DatagramFlow['onPrimary']>[2],
   ): void {
+    if (fragments !== undefined && this.isPassListed(info)) {
+      this.#context.counters.add('secondaryNotCompared');
+      for (const frame of fragments) this.#context.unhold(this.#orphans, frame);
+      return;
+    }
     const flow = this.#flowFor(info);
     if (flow === undefined) {
       this.#context.dropped.add('secondary-flows-full');

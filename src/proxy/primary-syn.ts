@@ -71,13 +71,11 @@ function agree(primary: SynOptions, secondary: SynOptions): boolean {
   return (primary & BINDING) === (secondary & BINDING);
 }
 
-// Bits of `Handshake`; the two shifts are of what `withScaling` writes.
+// Bits of `Handshake`; the shift is of what `withScaling` writes.
 const MATCHED = 1;
 const HAS_SECONDARY_ISN = 2;
-/** Did the SYN or SYN-ACK of the client that the PVM's belongs to offer window scaling (RFC 7323 §2.2)? undefined: not seen. */
+/** Does the client scale its windows in a connection that the guest opens (RFC 7323 §2.2)? undefined: its SYN-ACK or SYN was not seen. */
 const CLIENT_SHIFT = 2;
-/** The same of the client's last SYN. */
-const CLIENT_SYN_SHIFT = 4;
 
 /** Two bits of `bits`: 0 undefined, 1 false, 2 true. */
 function scalingOf(bits: number, shift: number): boolean | undefined {
@@ -103,8 +101,6 @@ export class Handshake {
   #secondarySyn: SynOptions = NO_SYN;
   /** What the matched SYN of the SVM offered; none after a checkpoint, when there is nothing to lower. */
   #agreedSyn: SynOptions = NO_SYN;
-  /** The client's last SYN, which the PVM may answer. */
-  #clientSynSeq = 0;
   #bits = 0;
 
   /** Have both guests sent their SYN: may the PVM's go? */
@@ -139,18 +135,13 @@ export class Handshake {
    * decide over the window of a connection that is open. Returns whether the window shift may have changed.
    */
   onClientSyn(info: FrameInfo): boolean {
-    if (info.isFragment || !isTransportChecksumRight(info)) return false;
-    const isAnswer = (info.tcpFlags & TCP_ACK) !== 0;
-    parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);
-    const scales = scratch.windowScale >= 0;
-    if (!isAnswer) {
-      this.#clientSynSeq = info.seq | 0;
-      this.#bits = withScaling(this.#bits, CLIENT_SYN_SHIFT, scales);
-    }
     const isOpening = this.#primarySyn !== NO_SYN && (this.#primarySyn & SYN_ACK) === 0;
     if (!isOpening || scalingOf(this.#bits, CLIENT_SHIFT) !== undefined) return false;
+    const isAnswer = (info.tcpFlags & TCP_ACK) !== 0;
     if (isAnswer && info.ack !== seqAdd(this.#primaryIsn >>> 0, 1)) return false;
-    this.#bits = withScaling(this.#bits, CLIENT_SHIFT, scales);
+    if (info.isFragment || !isTransportChecksumRight(info)) return false;
+    parseTcpOptions(info.view, info.l4Offset + 20, info.l4Offset + info.tcpHeaderBytes, scratch);
+    this.#bits = withScaling(this.#bits, CLIENT_SHIFT, scratch.windowScale >= 0);
     return true;
   }
 
@@ -158,9 +149,7 @@ export class Handshake {
   onPrimarySyn(info: FrameInfo): boolean {
     if (this.primaryIsn === info.seq) return false;
     this.#primaryIsn = info.seq | 0;
-    const isAnswer = (info.tcpFlags & TCP_ACK) !== 0 && info.ack === seqAdd(this.#clientSynSeq, 1);
-    const scales = isAnswer ? scalingOf(this.#bits, CLIENT_SYN_SHIFT) : undefined;
-    this.#bits = withScaling(this.#bits, CLIENT_SHIFT, scales);
+    this.#bits = withScaling(this.#bits, CLIENT_SHIFT, undefined);
     this.#primaryAck = info.ack | 0;
     this.#primarySyn = readSyn(info);
     this.#agreedSyn = NO_SYN;
@@ -193,14 +182,15 @@ export class Handshake {
     return 'matched';
   }
 
-  /** A checkpoint was committed: the SVM has the PVM's connection. */
-  adoptCheckpoint(): void {
+  /** A checkpoint was committed: the SVM has the PVM's connection. Returns its window shift: where the SVM had the next one, that said so. */
+  adoptCheckpoint(): number {
     this.#secondaryIsn = this.#primaryIsn;
     const isKnown = this.#primarySyn !== NO_SYN;
     this.#bits = withBit(this.#bits, HAS_SECONDARY_ISN, isKnown);
     this.#secondarySyn = NO_SYN;
     this.#agreedSyn = NO_SYN;
     this.matched = isKnown;
+    return this.windowShift();
   }
 
   /** The guests' window shift, 0..14; it counts only when the client scales too. -1: not known. */
@@ -210,9 +200,11 @@ export class Handshake {
     if (syn === NO_SYN) return -1;
     const scale = windowScaleOf(syn);
     if (scale < 0) return 0;
+    // A guest that answers offers it only where the client has, in the SYN that is answered.
+    if ((syn & SYN_ACK) !== 0) return scale;
     const clientScales = scalingOf(this.#bits, CLIENT_SHIFT);
-    if (clientScales !== undefined) return clientScales ? scale : 0;
-    return (syn & SYN_ACK) !== 0 ? scale : -1;
+    if (clientScales === undefined) return -1;
+    return clientScales ? scale : 0;
   }
 
   /** Lowers the options of the PVM's SYN in place to what both guests support. */

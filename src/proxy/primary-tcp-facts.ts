@@ -46,6 +46,14 @@ export class TcpFacts {
     this.#resetSinceUs = timeUs === NEVER ? undefined : timeUs;
   }
 
+  /**
+   * The SVM's connection goes on, or the client begins another: a RST that the PVM has answered with its own says nothing about the
+   * PVM's next (RFC 9293 §3.5.1: not each RST ends a connection).
+   */
+  outliveReset(): void {
+    if (this.resetSinceUs === NEVER) this.secondaryReset = false;
+  }
+
   /** End of all that the PVM has sent. */
   get primaryEnd(): Seq {
     return this.#primaryEnd >>> 0;
@@ -100,7 +108,7 @@ export class TcpFacts {
     this.#bits = withBit(this.#bits, CLIENT_ACK_KNOWN, value);
   }
 
-  /** The PVM has sent a RST. */
+  /** The PVM has sent a RST, and nothing since. */
   get primaryReset(): boolean {
     return hasBit(this.#bits, PRIMARY_RESET);
   }

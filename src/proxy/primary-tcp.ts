@@ -109,6 +109,10 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     trackTcp(this.connection, info, false);
     const flags = info.tcpFlags;
     if ((flags & TCP_SYN) !== 0) {
+      if ((flags & TCP_ACK) === 0) {
+        this.primaryReset = false;
+        this.outliveReset();
+      }
       if (this.handshake.onClientSyn(info)) {
         this.gate.windowShift = this.handshake.windowShift();
       }
@@ -179,6 +183,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
       if (!this.secondaryReset) this.resetSinceUs = context.nowUs;
       this.secondaryReset = true;
     } else {
+      this.outliveReset();
       if ((flags & TCP_ACK) !== 0) this.#onSecondaryAck(info);
       if (info.payloadBytes > 0 || (flags & TCP_FIN) !== 0) this.#offerSecondary(info);
     }
@@ -195,9 +200,10 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     this.held = heldArrays.none;
     this.heldFrames = 0;
     this.#repeatsHeld = 0;
+    // Before the segments: to be taken out one by one they would have to be looked for.
+    this.comparer.reset();
     for (const segment of held) this.#send(segment);
     heldArrays.give(held);
-    this.comparer.reset();
     sendWholeAck(this.#context, this, this.#releasedEnd());
     this.secondarySinceUs = NEVER;
     this.resetSinceUs = NEVER;
@@ -215,8 +221,10 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     this.gate.adoptPrimary();
     sendWholeAck(this.#context, this, this.#releasedEnd());
     this.pickupSeq = undefined;
-    this.handshake.adoptCheckpoint();
+    this.gate.windowShift = this.handshake.adoptCheckpoint();
     this.secondaryReset = this.primaryReset;
+    this.secondarySinceUs = NEVER;
+    this.resetSinceUs = NEVER;
     this.diverged = false;
     this.reported = false;
   }
@@ -242,10 +250,9 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
   // ------------------------------------------------------------------ details: SYN
 
   #onPrimarySyn(info: FrameInfo): void {
-    const isNew = this.handshake.primaryIsn !== undefined;
     if (!this.handshake.onPrimarySyn(info)) return;
     // What an earlier connection of the same ports still holds has no mate any more, and nothing may pass it: a checkpoint covers all.
-    if (isNew && this.held.length > 0) this.#diverge('unverifiable');
+    if (this.held.length > 0) this.#diverge('unverifiable');
     this.primaryEnd = info.seq;
     this.primaryEndKnown = true;
     this.releasedKnown = false;
@@ -308,6 +315,7 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
       this.primaryReset = true;
       return;
     }
+    this.primaryReset = false;
     const end = seqAdd(info.seq, segmentLength(info));
     this.primaryEnd = this.primaryEndKnown ? seqMax(this.primaryEnd, end) : end;
     this.primaryEndKnown = true;
@@ -326,10 +334,9 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
     if (!this.comparer.started || !this.releasedKnown) return false;
     if (!seqBeforeOrEqual(segment.segmentEnd, this.releasedEnd)) return false;
     if (!seqBeforeOrEqual(segment.segmentEnd, this.comparer.compared)) return false;
-    if (this.pickupSeq !== undefined && seqBefore(segment.seq, this.pickupSeq)) {
-      return this.clientAckKnown && seqBeforeOrEqual(segment.segmentEnd, this.clientAck);
-    }
-    return segment.fragments === undefined || this.#fragmentsMayGo(segment);
+    if (segment.fragments !== undefined && !this.#fragmentsMayGo(segment)) return false;
+    if (this.pickupSeq === undefined || !seqBefore(segment.seq, this.pickupSeq)) return true;
+    return this.clientAckKnown && seqBeforeOrEqual(segment.segmentEnd, this.clientAck);
   }
 
   #offerPrimary(segment: HeldSegment, payload: number): void {
@@ -503,8 +510,8 @@ export class TcpFlow extends TcpFacts implements PrimaryFlowBase {
 
   #mayGo(segment: HeldSegment): boolean {
     const flags = segment.flags;
-    if ((flags & TCP_RST) !== 0) return this.secondaryReset;
     if (this.handshake.isAhead) return false;
+    if ((flags & TCP_RST) !== 0) return this.secondaryReset;
     if ((flags & TCP_SYN) !== 0 && !this.handshake.matched) return false;
     if ((flags & TCP_ACK) !== 0 && !this.gate.secondaryKnown) return false;
     const comparer = this.comparer;

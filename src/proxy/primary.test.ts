@@ -283,6 +283,89 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.secondary(data(0, '', { flags: TCP_RST }))).toHaveLength(1);
   });
 
+  // Guards `outliveReset` in onSecondary, `primaryReset = false` in #noteNumbers (G1).
+  it.each([false, true])(
+    'a RST that has ended nothing says nothing about the next one (checkpoint: %s)',
+    (commits) => {
+      const w = new World().protect();
+      const syn = { flags: TCP_SYN, options: { mss: 1_460 } };
+      w.primary(tcpFrame({ ...syn, seq: PRIMARY_ISN }));
+      expect(w.secondary(tcpFrame({ ...syn, seq: SECONDARY_ISN }))).toHaveLength(1);
+      // The client had an earlier connection: both guests reset that, and go on (RFC 9293 §3.5.1).
+      const reset = tcpFrame({ seq: 1_234, flags: TCP_RST });
+      w.primary(reset);
+      expect(w.secondary(reset)).toHaveLength(1);
+      w.client(
+        fromClient({ ...syn, flags: TCP_SYN | TCP_ACK, seq: CLIENT_ISN, ack: PRIMARY_ISN + 1 }),
+      );
+      w.primary(data(0, ''));
+      expect(w.secondary(data(0, ''))).toHaveLength(1);
+      if (commits) w.commit();
+      expect(w.primary(data(0, '', { flags: TCP_RST }))).toHaveLength(0);
+      expect(w.secondary(data(0, '', { flags: TCP_RST }))).toHaveLength(1);
+    },
+  );
+
+  // Guards `outliveReset` and `primaryReset = false` in onClient (G1).
+  it.each([false, true])('nor does that of the connection before (checkpoint: %s)', (commits) => {
+    const w = new World().protect();
+    w.open();
+    w.primary(data(0, '', { flags: TCP_RST }));
+    expect(w.secondary(data(0, '', { flags: TCP_RST }))).toHaveLength(1);
+    if (commits) w.commit();
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    const refusal = tcpFrame({ flags: TCP_RST | TCP_ACK, seq: 0, ack: 90_001 });
+    expect(w.primary(refusal)).toHaveLength(0);
+    expect(w.secondary(refusal)).toHaveLength(1);
+  });
+
+  // Guards `isAhead` before `secondaryReset` in #mayGo (G1).
+  it('nor does one of the next connection', () => {
+    const w = new World().protect();
+    w.open();
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    w.secondary(tcpFrame({ flags: TCP_SYN | TCP_ACK, seq: 900, ack: 90_001 }));
+    w.secondary(tcpFrame({ flags: TCP_RST, seq: 901 }));
+    expect(w.primary(data(0, '', { flags: TCP_RST }))).toHaveLength(0);
+  });
+
+  // Guards `resetSinceUs` and `secondarySinceUs` in adoptCheckpoint.
+  it.each([TCP_RST, TCP_ACK | TCP_FIN])(
+    'what the SVM alone sent (flags %i) is settled by a checkpoint, however long',
+    (flags) => {
+      const w = new World().protect();
+      w.open();
+      w.secondary(data(0, '', { flags }));
+      w.pass(250_000);
+      const asked = w.out.requests.length;
+      w.engine.checkpointBegin(w.nowUs);
+      w.pass(1_000_000);
+      w.commit();
+      expect(w.primary(data(0, '', { window: 1_000 }))).toHaveLength(1);
+      w.pass(1_000_000);
+      expect(w.out.requests).toHaveLength(asked);
+    },
+  );
+
+  // Guards SYN_ACK in Handshake.windowShift (G2).
+  it('a SYN that the client repeats without options does not decide over the window scale', () => {
+    const w = new World().protect();
+    const syn = { seq: CLIENT_ISN, flags: TCP_SYN };
+    w.client(fromClient({ ...syn, options: { windowScale: 7 } }));
+    // As BSD does after a while (net.inet.tcp.rexmit_drop_options); the guests have answered the first.
+    w.client(fromClient(syn));
+    const synAck = { flags: TCP_SYN | TCP_ACK, ack: CLIENT_ISN + 1, options: { windowScale: 7 } };
+    w.primary(tcpFrame({ ...synAck, seq: PRIMARY_ISN }));
+    expect(w.secondary(tcpFrame({ ...synAck, seq: SECONDARY_ISN }))).toHaveLength(1);
+    // The SVM offers nothing beyond 70,000.
+    const first = CLIENT_ISN + 1;
+    w.secondary(data(0, '', { ack: first + 69_872, window: 1 }));
+    const [frame] = w.primary(data(0, '', { ack: first + 60_000, window: 508 }));
+    const { ack, window } = infoOf(frame!);
+    expect(ack - first).toBe(60_000);
+    expect(window).toBe((70_000 - 60_000) >> 7);
+  });
+
   it('asks when the window scales differ', () => {
     const w = new World().protect();
     const flags = TCP_SYN | TCP_ACK;
@@ -338,6 +421,30 @@ describe('PrimaryEngine, TCP', () => {
     expect(w.secondary(tcpFrame({ flags, seq: 900, ack: 90_001 }))).toHaveLength(0);
     expect(w.out.requests.at(-1)?.cause).toBe('unverifiable');
     expect(w.commit().map((frame) => infoOf(frame).tcpFlags & TCP_SYN)).toEqual([0, TCP_SYN]);
+  });
+
+  // Guards `held.length > 0` in #onPrimarySyn (G1).
+  it('nor does it when that connection was open before it was seen', () => {
+    const w = new World().protect();
+    w.secondary(data(0, ''));
+    expect(w.primary(data(0, 'unseen by the SVM'))).toHaveLength(0);
+    const flags = TCP_SYN | TCP_ACK;
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    const seq = (PRIMARY_ISN + 0x4000_0000) >>> 0;
+    expect(w.primary(tcpFrame({ flags, seq, ack: 90_001 }))).toHaveLength(0);
+    expect(w.secondary(tcpFrame({ flags, seq: 900, ack: 90_001 }))).toHaveLength(0);
+    expect(w.out.requests.at(-1)?.cause).toBe('unverifiable');
+    expect(w.commit().map((frame) => infoOf(frame).tcpFlags & TCP_SYN)).toEqual([0, TCP_SYN]);
+  });
+
+  it('nor does its RST when the SVM resets the next one', () => {
+    const w = new World().protect();
+    expect(w.primary(data(0, '', { flags: TCP_RST }))).toHaveLength(0);
+    const flags = TCP_SYN | TCP_ACK;
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    w.primary(tcpFrame({ flags, seq: 400, ack: 90_001 }));
+    w.secondary(tcpFrame({ flags, seq: 900, ack: 90_001 }));
+    expect(w.secondary(tcpFrame({ flags: TCP_RST, seq: 401 }))).toHaveLength(0);
   });
 
   // Guards `dropAck` in #onSecondarySyn, `isAhead` in #isRetransmission and #mayGo (G2).
@@ -428,6 +535,19 @@ describe('PrimaryEngine, input commit (G2)', () => {
     expect(frames.map((f) => infoOf(f).ack)).toEqual([CLIENT_ISN + 1_001]);
   });
 
+  // Guards `kept.window <= window` in primary-ack.ts (G6: the client would wait for its next probe).
+  it('nor does one with a smaller window', () => {
+    const w = new World().protect();
+    w.open();
+    const full = { ack: CLIENT_ISN + 1 + 65_535, window: 0 };
+    const open = { ...full, window: 1_000 };
+    w.secondary(data(0, '', full));
+    expect(w.primary(data(0, '', full))).toHaveLength(1);
+    expect(w.primary(data(0, '', open))).toHaveLength(0);
+    w.primary(data(0, '', full));
+    expect(w.secondary(data(0, '', open)).map((frame) => infoOf(frame).window)).toEqual([1_000]);
+  });
+
   it('lowers the acknowledgement on data, and sends the rest when the SVM catches up', () => {
     const w = new World().protect();
     w.open();
@@ -459,6 +579,20 @@ describe('PrimaryEngine, input commit (G2)', () => {
     expect(w.pass(2_000_000)).toHaveLength(0);
     expect(w.commit().map((f) => infoOf(f).window)).toEqual([60_000]);
     expect(w.engine.status(w.nowUs).held).toEqual({ frames: 0, bytes: 0 });
+  });
+
+  // Guards `windowShift` in adoptCheckpoint.
+  it('the window scale of a connection that only the SVM began is not that of the one before', () => {
+    const w = new World();
+    const first = CLIENT_ISN + 1;
+    w.primary(data(0, 'open before it was seen', { ack: first, window: 500 }));
+    w.protect();
+    w.client(fromClient({ seq: 90_000, flags: TCP_SYN }));
+    w.secondary(tcpFrame({ flags: TCP_SYN | TCP_ACK, seq: 900, ack: 90_001 }));
+    w.commit();
+    w.secondary(data(23, '', { ack: first + 64_000, window: 8 }));
+    const [frame] = w.primary(data(23, '', { ack: first + 60_000, window: 508 }));
+    expect(infoOf(frame!).window).toBe(8);
   });
 
   it('trims SACK blocks that the SVM does not hold', () => {
@@ -498,6 +632,17 @@ describe('PrimaryEngine, input commit (G2)', () => {
     w.pass(250_000);
     expect(w.out.requests.at(-1)?.cause).toBe('acknowledgement-behind');
     expect(w.commit().map((f) => infoOf(f).ack)).toEqual([ack]);
+  });
+
+  // Guards #fragmentsMayGo in #isRetransmission: an ACK in fragments is not lowered.
+  it('holds fragments that acknowledge more than the SVM, though the client has their bytes', () => {
+    const w = new World().protect();
+    const ack = CLIENT_ISN + 1;
+    w.secondary(data(100, 'picked up', { ack }));
+    expect(w.primary(data(100, 'picked up', { ack }))).toHaveLength(1);
+    w.client(fromClient({ seq: ack, ack: (PRIMARY_ISN + 1 + 109) >>> 0 }));
+    const again = data(50, 'x'.repeat(50), { ack: ack + 500 });
+    expect(fragmentFrame(again, 24).flatMap((fragment) => w.primary(fragment))).toHaveLength(0);
   });
 
   it('answers a keepalive probe of the client at once', () => {
@@ -564,6 +709,18 @@ describe('PrimaryEngine, datagrams', () => {
     const w = new World({ passList: [{ protocol: 17, port: 53 }] }).protect();
     expect(w.primary(udpFrame({ payload: 'free' }))).toHaveLength(1);
     expect(w.engine.status(w.nowUs).counters['passListed']).toBe(1);
+  });
+
+  it('passes it in fragments, too', () => {
+    const w = new World({ passList: [{ protocol: 17, port: 53 }] }).protect();
+    const fragments = fragmentFrame(udpFrame({ payload: 'f'.repeat(3_000) }), 1_480);
+    for (const fragment of fragmentFrame(udpFrame({ payload: 'other' }), 8)) {
+      expect(w.secondary(fragment)).toHaveLength(0);
+    }
+    expect(fragments.flatMap((fragment) => w.primary(fragment))).toHaveLength(3);
+    w.pass(1_000_000);
+    expect(w.out.requests.map(({ cause }) => cause)).toEqual(['sync']);
+    expect(w.engine.status(w.nowUs).held).toEqual({ frames: 0, bytes: 0 });
   });
 });
 
@@ -703,6 +860,20 @@ describe('PrimaryEngine, states (G9)', () => {
     w.pass(200_000);
     expect(w.engine.state).toBe('syncing');
     expect(w.out.requests.map((r) => r.cause)).toEqual(['sync']);
+  });
+
+  // Guards `'protected'` in #wantForFlow.
+  it('asks for nothing unprotected, though a SYN differs from an earlier one of the SVM', () => {
+    const w = new World().protect();
+    const synAck = { flags: TCP_SYN | TCP_ACK, ack: CLIENT_ISN + 1 };
+    w.secondary(tcpFrame({ ...synAck, seq: SECONDARY_ISN, options: { windowScale: 6 } }));
+    w.engine.onPeerDown('silent', w.nowUs);
+    const asked = w.out.requests.length;
+    const own = tcpFrame({ ...synAck, seq: PRIMARY_ISN, options: { windowScale: 7 } });
+    expect(w.primary(own)).toHaveLength(1);
+    w.pass(20_000_000);
+    expect(w.out.requests).toHaveLength(asked);
+    expect(w.engine.status(w.nowUs).reason).toBe('peer lost: silent');
   });
 
   it('releases what is held when the peer is lost, and is unprotected', () => {

@@ -458,6 +458,8 @@ export class PrimaryEngine implements Engine {
     primaryExcerpt: string,
     secondaryExcerpt: string,
   ): void {
+    // A SYN of the SVM from before the peer was lost may differ from one that passes now.
+    if (this.#state !== 'protected') return;
     const name = this.#flows.describe(flow);
     const wish = { cause, flow: name, offset, primaryExcerpt, secondaryExcerpt };
     if (!flow.reported) {
@@ -475,10 +477,8 @@ export class PrimaryEngine implements Engine {
   }
 
   #want(cause: CheckpointCause, text: string): void {
-    this.#requests.want(
-      { cause, flow: text, offset: -1, primaryExcerpt: '', secondaryExcerpt: '' },
-      this.#context.nowUs,
-    );
+    const wish = { cause, flow: text, offset: -1, primaryExcerpt: '', secondaryExcerpt: '' };
+    this.#requests.want(wish, this.#context.nowUs);
   }
 
   #sendRequest(nowUs: Micros): void {
