@@ -952,6 +952,18 @@ describe('G9 honest state', () => {
     expect(pair.secondary.status(pair.nowUs).failoverReady).toBe(true);
   });
 
+  // Guards primary.ts #onRequestsIgnored: the message to the secondary.
+  it('a primary that waits no longer for its VM layer makes the SVM no replica', () => {
+    const pair = protectedPair();
+    const c = opened(pair);
+    c.send('pvm', 0, 'data');
+    expect(payloads(pair.pass(TIMEOUT_US + 11_000_000))).toEqual(['data']);
+    expect([pair.primary.state, pair.secondary.state]).toEqual(['syncing', 'syncing']);
+    expect(pair.secondary.status(pair.nowUs).failoverReady).toBe(false);
+    pair.killPrimary();
+    expect(pair.secondary.failover(false, pair.nowUs)).toMatchObject({ ok: false });
+  });
+
   // Guards secondary.ts #forgetProtection: a new sync makes the old state worthless.
   it('a primary that comes back anew makes the SVM no replica until the next commit', () => {
     const pair = protectedPair();

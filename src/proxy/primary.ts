@@ -327,6 +327,7 @@ export class PrimaryEngine implements Engine {
 
   status(_nowUs: Micros): EngineStatus {
     const { compared, released, ...counts } = this.#counts;
+    const latency = this.#latency;
     return {
       role: 'primary',
       state: this.#state,
@@ -340,11 +341,7 @@ export class PrimaryEngine implements Engine {
       counters: { ...counts, ...this.#counters.toRecord() },
       divergences: this.#divergences,
       checkpoints: { requested: this.#requests.requested, committed: this.#committed },
-      latencyUs: {
-        p50: this.#latency.quantile(0.5),
-        p99: this.#latency.quantile(0.99),
-        max: this.#latency.max,
-      },
+      latencyUs: { p50: latency.quantile(0.5), p99: latency.quantile(0.99), max: latency.max },
       failoverReady: false,
     };
   }
@@ -556,7 +553,10 @@ export class PrimaryEngine implements Engine {
       this.#want('sync', '');
       return;
     }
-    this.#fallBack('the VM layer does not answer checkpoint requests');
+    const reason = 'the VM layer does not answer checkpoint requests';
+    // The secondary has to know: its SVM is no replica of what goes out from here on.
+    this.#output.sendMessageToPeer({ type: 'checkpoint-abort', epoch: this.#epoch, reason });
+    this.#fallBack(reason);
   }
 
   /** Everything held goes out: from here on the node serves without protection, and says so (G9). */

@@ -500,6 +500,13 @@ const HONEST: readonly Mutant[] = [
   ),
   mutant(
     'G9',
+    PRIMARY,
+    'the secondary is not told when the VM layer is given up',
+    "this.#output.sendMessageToPeer({ type: 'checkpoint-abort', epoch: this.#epoch, reason });",
+    '',
+  ),
+  mutant(
+    'G9',
     SECONDARY,
     'an old state survives a new sync',
     '#forgetProtection(): void {\n    this.#ready = false;',
