@@ -964,6 +964,28 @@ describe('G9 honest state', () => {
     expect(pair.secondary.failover(false, pair.nowUs)).toMatchObject({ ok: false });
   });
 
+  // Guards secondary.ts #forgetProtection and #nextEpoch: both nodes count alike, whatever the VM layer has told the secondary alone.
+  it.each(['reset', 'abort'] as const)(
+    'after a %s of the primary the next commit counts for both, told to both or not',
+    (end) => {
+      for (const isTold of [false, true]) {
+        const pair = protectedPair();
+        if (end === 'abort') pair.begin();
+        else expect(pair.secondary.checkpointCommit(pair.nowUs)).toEqual({ ok: true });
+        if (end === 'abort') pair.primary.checkpointAbort('the copy failed', pair.nowUs);
+        else pair.primary.reset('failed after the copy', pair.nowUs);
+        pair.settle();
+        if (isTold) expect(pair.secondary.checkpointCommit(pair.nowUs)).toEqual({ ok: true });
+        const before = pair.secondary.status(pair.nowUs).checkpoints.committed;
+        pair.checkpoint();
+        expect([pair.primary.state, pair.secondary.state]).toEqual(['protected', 'protected']);
+        expect(pair.secondary.epoch).toBe(pair.primary.epoch);
+        const { committed } = pair.secondary.status(pair.nowUs).checkpoints;
+        expect(committed - before).toBe(isTold ? 0 : 1);
+      }
+    },
+  );
+
   // Guards secondary.ts #forgetProtection: a new sync makes the old state worthless.
   it('a primary that comes back anew makes the SVM no replica until the next commit', () => {
     const pair = protectedPair();

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { EngineStatus } from '../env/engine.ts';
 import type { FrameBuffer } from '../env/frame.ts';
 import type { FramePool, PooledFrame } from './frame-pool.ts';
 
@@ -49,4 +50,14 @@ export class KeptFrames {
   clear(): void {
     this.drain(() => {});
   }
+}
+
+/** What is held in several places together. */
+export function heldTogether(...places: readonly EngineStatus['held'][]): EngineStatus['held'] {
+  let [frames, bytes] = [0, 0];
+  for (const place of places) {
+    frames += place.frames;
+    bytes += place.bytes;
+  }
+  return { frames, bytes };
 }

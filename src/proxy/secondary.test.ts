@@ -92,10 +92,11 @@ describe('SecondaryEngine, states', () => {
       { type: 'checkpoint-abort', epoch: 2, reason: 'migration failed' },
       w.nowUs,
     );
-    expect([w.engine.state, w.engine.epoch]).toEqual(['syncing', 1]);
+    // The primary does not use that number again.
+    expect([w.engine.state, w.engine.epoch]).toEqual(['syncing', 2]);
     expect(w.engine.status(w.nowUs).failoverReady).toBe(false);
-    w.begin(2);
-    w.commit(2);
+    w.begin(3);
+    w.commit(3);
     expect(w.engine.status(w.nowUs).failoverReady).toBe(true);
   });
 
@@ -119,6 +120,16 @@ describe('SecondaryEngine, states', () => {
     ]);
     expect([w.engine.state, w.engine.epoch]).toEqual(['protected', 3]);
     expect(w.engine.status(w.nowUs).failoverReady).toBe(true);
+  });
+
+  it('commits what the primary begins after the VM layer has aborted one that the primary had not begun', () => {
+    const w = new SecondaryWorld().protect();
+    expect(w.engine.checkpointBegin(w.nowUs)).toEqual({ ok: true });
+    expect(w.engine.checkpointAbort('the copy failed', w.nowUs)).toEqual({ ok: true });
+    w.begin(2);
+    w.commit(2);
+    expect(w.out.takeMessages().at(-1)).toEqual({ type: 'checkpoint-committed', epoch: 2 });
+    expect([w.engine.state, w.engine.epoch]).toEqual(['protected', 2]);
   });
 
   it('may still fail over when the VM layer here aborts because the primary died', () => {

@@ -45,7 +45,7 @@ import type { SecondaryConfig } from './config.ts';
 import { Counters } from './counters.ts';
 import { FramePool } from './frame-pool.ts';
 import { GuestAddresses } from './guest-addresses.ts';
-import { KeptFrames } from './kept-frames.ts';
+import { heldTogether, KeptFrames } from './kept-frames.ts';
 import { isLinkControl } from './link-control.ts';
 import { Neighbours } from './neighbours.ts';
 import { OverheardFrames } from './overheard.ts';
@@ -81,6 +81,8 @@ export class SecondaryEngine implements Engine {
   #pendingEpoch: number | undefined;
   /** A checkpoint that was aborted here: the primary's commit of it may still be under way, and changes nothing. */
   #abortedEpoch = 0;
+  /** Of the primary's last begin. However that checkpoint ended, the primary's next has the number after it. */
+  #primaryEpoch = 0;
   /** A checkpoint was asked for in this epoch. */
   #hasRequested = false;
   #released = 0;
@@ -223,10 +225,10 @@ export class SecondaryEngine implements Engine {
     this.#event('peer-up', 'The primary is there');
     if (this.#state === 'failed-over') return;
     // A new sync begins, perhaps with another primary: nothing of the old protection holds.
+    this.#primaryEpoch = Math.max(this.#epoch, peerEpoch);
     this.#forgetProtection();
     this.#abortedEpoch = 0;
     this.#flows.clear();
-    this.#epoch = Math.max(this.#epoch, peerEpoch);
     this.#setState('syncing', 'peer joined, waiting for the first commit');
   }
 
@@ -248,6 +250,9 @@ export class SecondaryEngine implements Engine {
     }
     switch (message.type) {
       case 'checkpoint-begin':
+        this.#primaryEpoch = message.epoch;
+        // What was aborted before the primary has begun it was another one.
+        this.#abortedEpoch = Math.min(this.#abortedEpoch, message.epoch - 1);
         this.#beginCheckpoint(message.epoch);
         this.#output.sendMessageToPeer({ type: 'checkpoint-began', epoch: message.epoch });
         return;
@@ -263,7 +268,7 @@ export class SecondaryEngine implements Engine {
         }
         return;
       case 'checkpoint-abort':
-        this.#onPeerAbort(message.epoch, message.reason);
+        this.#onPeerAbort(message.reason);
         return;
       case 'progress':
         if (this.#state !== 'protected') return;
@@ -376,18 +381,7 @@ export class SecondaryEngine implements Engine {
       reason: this.#reason,
       epoch: this.#epoch,
       flows: this.#flows.size,
-      held: {
-        frames:
-          this.#retention.frames +
-          this.#keptClient.frames +
-          this.#keptGuest.frames +
-          this.#overheard.frames,
-        bytes:
-          this.#retention.bytes +
-          this.#keptClient.bytes +
-          this.#keptGuest.bytes +
-          this.#overheard.bytes,
-      },
+      held: heldTogether(this.#retention, this.#keptClient, this.#keptGuest, this.#overheard),
       released: this.#released,
       compared: 0,
       dropped: this.#dropped.toRecord(),
@@ -485,7 +479,7 @@ export class SecondaryEngine implements Engine {
 
   /** Of a checkpoint that only the VM layer has told of. */
   get #nextEpoch(): number {
-    return Math.max(this.#epoch, this.#abortedEpoch) + 1;
+    return Math.max(this.#epoch, this.#primaryEpoch) + 1;
   }
 
   /** The SVM runs from the PVM's state: every number is the PVM's, whatever was sent before is covered. */
@@ -517,11 +511,9 @@ export class SecondaryEngine implements Engine {
   }
 
   /** The primary goes on without protection, and syncs anew. */
-  #onPeerAbort(epoch: number, reason: string): void {
+  #onPeerAbort(reason: string): void {
     this.#abortCheckpoint(reason);
     this.#forgetProtection();
-    // The VM layer may have committed the next one here already: only the primary's commit makes that good now.
-    this.#epoch = Math.min(this.#epoch, epoch);
     this.#setState('unprotected', `checkpoint aborted: ${reason}`);
     if (this.#peerUp) this.#setState('syncing', this.#reason);
   }
@@ -544,6 +536,8 @@ export class SecondaryEngine implements Engine {
   /** The primary runs unprotected from here on, or there will be another: the SVM's state is of no use to it. */
   #forgetProtection(): void {
     this.#ready = false;
+    // The VM layer may have committed the next one here already: only the primary's commit makes that good now.
+    this.#epoch = this.#primaryEpoch;
     this.#pendingEpoch = undefined;
     this.#hasRequested = false;
     this.#retention.clear();
