@@ -702,6 +702,20 @@ describe('G6 liveness', () => {
     expect(pair.primary.state).toBe('syncing');
   });
 
+  // Guards secondary.ts checkpointCommit: `#isAhead`. The primary takes nothing of an epoch before it has committed it.
+  it('what the SVM sends after its VM layer has told the secondary of a commit, and before the primary has, is compared', () => {
+    const pair = protectedPair();
+    const c = opened(pair);
+    pair.begin();
+    expect(pair.secondary.checkpointCommit(pair.nowUs)).toEqual({ ok: true });
+    pair.guest('svm', c.fromGuest('svm', 0, 'data', { seq: c.seen(0) }));
+    pair.guest('pvm', c.fromGuest('pvm', 0, 'data'));
+    pair.commit();
+    expect(payloads(pair.takeNet())).toEqual(['data']);
+    expect(pair.pass(2 * TIMEOUT_US)).toEqual([]);
+    expect(pair.takeCauses()).toEqual([]);
+  });
+
   // Guards primary.ts onPeerDown: `#unprotect`.
   it('a secondary that dies releases what waited for it', () => {
     const pair = protectedPair();

@@ -36,6 +36,7 @@ import { DROP_REASON_NAMES, dissect, FRAME_OK, FrameInfo } from '../wire/frame.t
 import { TCP_SYN } from '../wire/tcp.ts';
 import { TcpOptions } from '../wire/tcp-options.ts';
 import { CheckpointRequests } from './checkpoint-requests.ts';
+import { OK } from './command-result.ts';
 import type { PrimaryConfig } from './config.ts';
 import { Counters } from './counters.ts';
 import { FramePool } from './frame-pool.ts';
@@ -48,8 +49,6 @@ import type { RecordSink, StreamRecord } from './primary-lent.ts';
 import { PAIR_NONE, type PairResult } from './primary-lockstep.ts';
 import { HeldMemory } from './primary-memory.ts';
 import { ProgressReport } from './primary-progress.ts';
-
-const OK: CommandResult = { ok: true };
 
 export class PrimaryEngine implements Engine {
   readonly role = 'primary';

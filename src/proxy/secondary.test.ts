@@ -538,6 +538,20 @@ describe('SecondaryEngine, checkpoint edges', () => {
     expect([numbers(frame!).seq, frame!.epoch]).toEqual([primarySeq(5), 2]);
   });
 
+  it('keeps output of an epoch that the primary has begun and not committed, although the VM layer has', () => {
+    const w = new SecondaryWorld().protect().open();
+    w.begin(2);
+    expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+    expect(w.svm(fromSvm(0, 'early', { seq: primarySeq(0) }))).toHaveLength(0);
+    w.commit(2);
+    expect(w.takePeer().map(payloadOf)).toEqual(['early']);
+    // Otherwise it goes its way when the primary is lost, and is retained for a failover.
+    w.begin(3);
+    expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+    w.svm(fromSvm(5, ' bird', { seq: primarySeq(5) }));
+    expect(w.failover().map(payloadOf)).toContain(' bird');
+  });
+
   it('bounds what it keeps, and counts the rest', () => {
     const w = new SecondaryWorld({ keptClientBytesMax: 512 }).protect();
     w.begin();

@@ -41,6 +41,7 @@ import {
   type ProxyEvent,
 } from '../env/messages.ts';
 import { DROP_REASON_NAMES, dissect, FRAME_OK, FrameInfo } from '../wire/frame.ts';
+import { OK, refuse } from './command-result.ts';
 import type { SecondaryConfig } from './config.ts';
 import { Counters } from './counters.ts';
 import { FramePool } from './frame-pool.ts';
@@ -52,8 +53,6 @@ import { OverheardFrames } from './overheard.ts';
 import { Retention } from './retention.ts';
 import { SecondaryFlows } from './secondary-flows.ts';
 import { Takeover } from './secondary-takeover.ts';
-
-const OK: CommandResult = { ok: true };
 
 export class SecondaryEngine implements Engine {
   readonly role = 'secondary';
@@ -83,6 +82,8 @@ export class SecondaryEngine implements Engine {
   #abortedEpoch = 0;
   /** Of the primary's last begin. However that checkpoint ended, the primary's next has the number after it. */
   #primaryEpoch = 0;
+  /** Committed by the VM layer's word alone: the primary, which has begun it, takes no output of this epoch before its own commit. */
+  #isAhead = false;
   /** A checkpoint was asked for in this epoch. */
   #hasRequested = false;
   #released = 0;
@@ -160,7 +161,7 @@ export class SecondaryEngine implements Engine {
       return;
     }
     if (info.ipVersion !== 0) this.#guest.onGuestIp(info);
-    if (this.#pendingEpoch !== undefined) {
+    if (this.#pendingEpoch !== undefined || this.#isAhead) {
       if (!this.#keptGuest.push(buffer, offset, length)) this.#dropped.add('guest-kept-limit');
       return;
     }
@@ -238,6 +239,8 @@ export class SecondaryEngine implements Engine {
     this.#peerUp = false;
     this.#event('peer-down', reason);
     if (this.#state === 'failed-over') return;
+    this.#isAhead = false;
+    this.#takeUpKept();
     // A checkpoint under way stays so: a VM layer that tells both nodes may still commit it here.
     this.#setState('unprotected', `peer lost: ${reason}`);
   }
@@ -266,6 +269,8 @@ export class SecondaryEngine implements Engine {
         if (this.#ready) {
           this.#output.sendMessageToPeer({ type: 'checkpoint-committed', epoch: message.epoch });
         }
+        this.#isAhead = false;
+        this.#takeUpKept();
         return;
       case 'checkpoint-abort':
         this.#onPeerAbort(message.reason);
@@ -309,6 +314,7 @@ export class SecondaryEngine implements Engine {
     const begun = this.checkpointBegin(nowUs);
     if (!begun.ok) return begun;
     assert(this.#pendingEpoch !== undefined, 'a checkpoint has begun');
+    this.#isAhead = this.#peerUp && this.#pendingEpoch === this.#primaryEpoch;
     this.#commitCheckpoint(this.#pendingEpoch);
     return OK;
   }
@@ -472,6 +478,8 @@ export class SecondaryEngine implements Engine {
       return;
     }
     if (epoch <= this.#epoch) return;
+    this.#isAhead = false;
+    this.#takeUpKept();
     this.#pendingEpoch = epoch;
     this.#setState('checkpointing', 'checkpoint begun');
     this.#event('checkpoint-begun', `epoch ${epoch}`, { epoch });
@@ -520,6 +528,7 @@ export class SecondaryEngine implements Engine {
 
   /** What was kept goes its way: the guest's first, since it was sent before the clients' could reach the guest. */
   #takeUpKept(): void {
+    if (this.#pendingEpoch !== undefined || this.#isAhead) return;
     this.#keptGuest.drain((buffer, offset, length) => {
       const info = this.#info;
       if (dissect(buffer, offset, length, info) !== FRAME_OK) return;
@@ -539,6 +548,7 @@ export class SecondaryEngine implements Engine {
     // The VM layer may have committed the next one here already: only the primary's commit makes that good now.
     this.#epoch = this.#primaryEpoch;
     this.#pendingEpoch = undefined;
+    this.#isAhead = false;
     this.#hasRequested = false;
     this.#retention.clear();
     this.#overheard.clear();
@@ -563,6 +573,7 @@ export class SecondaryEngine implements Engine {
   /** A checkpoint begun and not committed has not happened: the SVM is in its old state, and is translated as before. */
   #takeOver(force: boolean): void {
     this.#pendingEpoch = undefined;
+    this.#isAhead = false;
     this.#setState('failed-over', force ? 'failover, forced' : 'failover');
     this.#event('failover', `The SVM serves from now on${force ? ' (forced)' : ''}`, { force });
     this.#flows.failedOver = true;
@@ -586,9 +597,4 @@ export class SecondaryEngine implements Engine {
     const event: ProxyEvent = { atUs: this.#nowUs, kind, text };
     this.#output.event(fields === undefined ? event : { ...event, fields });
   }
-}
-
-/** `Cannot <action>: <reason>`. */
-function refuse(action: string, reason: string): CommandResult {
-  return { ok: false, error: `Cannot ${action}: ${reason}` };
 }

@@ -404,6 +404,13 @@ const LIVENESS: readonly Mutant[] = [
   ),
   mutant(
     'G6',
+    SECONDARY,
+    'output comes before the commit of the primary',
+    'this.#isAhead = this.#peerUp && this.#pendingEpoch === this.#primaryEpoch;',
+    '',
+  ),
+  mutant(
+    'G6',
     PRIMARY,
     'losing the peer releases nothing',
     'if (wasHolding) this.#flows.releaseAll();',
