@@ -716,6 +716,17 @@ describe('G6 liveness', () => {
     expect(pair.takeCauses()).toEqual([]);
   });
 
+  // Guards secondary.ts checkpointCommit: `#hasOutput`. Else the secondary would count one checkpoint more than the primary, for ever.
+  it('a VM layer that tells the secondary of a commit after the primary has leaves both in one epoch', () => {
+    const pair = protectedPair();
+    for (let i = 0; i < 3; i++) {
+      pair.checkpoint();
+      expect(pair.secondary.checkpointCommit(pair.nowUs)).toEqual({ ok: true });
+    }
+    const c = opened(pair);
+    expect(payloads(c.both(0, 'data'))).toEqual(['data']);
+  });
+
   // Guards primary.ts onPeerDown: `#unprotect`.
   it('a secondary that dies releases what waited for it', () => {
     const pair = protectedPair();
@@ -984,6 +995,7 @@ describe('G9 honest state', () => {
     (end) => {
       for (const isTold of [false, true]) {
         const pair = protectedPair();
+        pair.guest('svm', udp(4, 'x'));
         if (end === 'abort') pair.begin();
         else expect(pair.secondary.checkpointCommit(pair.nowUs)).toEqual({ ok: true });
         if (end === 'abort') pair.primary.checkpointAbort('the copy failed', pair.nowUs);

@@ -77,6 +77,12 @@ describe('SecondaryEngine, states', () => {
     remote.commit(2);
     expect([remote.engine.state, remote.engine.epoch]).toEqual(['protected', 2]);
     expect(remote.engine.status(remote.nowUs).checkpoints.committed).toBe(2);
+    // The last word of the VM layer, or the only one of one that has no begin.
+    expect(remote.engine.checkpointCommit(remote.nowUs)).toEqual({ ok: true });
+    expect([remote.engine.state, remote.engine.epoch]).toEqual(['protected', 2]);
+    remote.svm(fromSvm(0, 'x'));
+    expect(remote.engine.checkpointCommit(remote.nowUs)).toEqual({ ok: true });
+    expect([remote.engine.state, remote.engine.epoch]).toEqual(['protected', 3]);
   });
 
   it('takes a commit without begin as both edges', () => {
@@ -104,6 +110,7 @@ describe('SecondaryEngine, states', () => {
     const w = new SecondaryWorld().protect();
     w.begin(2);
     w.commit(2);
+    w.svm(fromSvm(0, 'x'));
     // The primary has given up epoch 2, whose answer was late; its abort is on the way while the VM layer makes the next.
     expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
     expect(w.engine.epoch).toBe(3);
@@ -587,6 +594,15 @@ describe('SecondaryEngine, checkpoint edges', () => {
     const [data] = w.serve(tcpFrame({ seq: primarySeq(4), payload: 'x' }));
     expect(numbers(data!).seq).toBe(primarySeq(4));
     expect(w.engine.checkpointCommit(w.nowUs)).toMatchObject({ ok: false });
+  });
+
+  it('heeds a commit of the VM layer also where the SVM has sent nothing, and the primary is dead unnoticed', () => {
+    const w = new SecondaryWorld().protect();
+    w.client(fromClient({ seq: CLIENT_ISN, flags: TCP_SYN }));
+    w.primarySyn(tcpFrame({ flags: TCP_SYN | TCP_ACK, seq: PRIMARY_ISN, ack: CLIENT_ISN + 1 }));
+    expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+    w.failover();
+    expect(w.net(fromClient({ ack: primarySeq(0), payload: 'x' })).map(payloadOf)).toEqual(['x']);
   });
 
   it('honours a commit of the VM layer after the primary has died', () => {

@@ -84,6 +84,8 @@ export class SecondaryEngine implements Engine {
   #primaryEpoch = 0;
   /** Committed by the VM layer's word alone: the primary, which has begun it, takes no output of this epoch before its own commit. */
   #isAhead = false;
+  /** The SVM has sent something since the last commit. */
+  #hasOutput = false;
   /** A checkpoint was asked for in this epoch. */
   #hasRequested = false;
   #released = 0;
@@ -187,14 +189,12 @@ export class SecondaryEngine implements Engine {
   }
 
   #onPeerClient(epoch: number, buffer: FrameBuffer, offset: number, length: number): void {
-    if (this.#pendingEpoch !== undefined) {
+    const isKept = this.#pendingEpoch !== undefined;
+    if (isKept || this.#state !== 'protected') {
       this.#learnNeighbour(buffer, offset, length);
-      if (!this.#keptClient.push(buffer, offset, length)) this.#dropped.add('client-kept-limit');
-      return;
-    }
-    if (this.#state !== 'protected') {
-      this.#learnNeighbour(buffer, offset, length);
-      this.#dropped.add('client-not-protected');
+      if (!isKept) this.#dropped.add('client-not-protected');
+      else if (!this.#keptClient.push(buffer, offset, length))
+        this.#dropped.add('client-kept-limit');
       return;
     }
     if (epoch < this.#epoch) {
@@ -307,6 +307,11 @@ export class SecondaryEngine implements Engine {
 
   checkpointCommit(nowUs: Micros): CommandResult {
     this.#begin(nowUs);
+    // Perhaps the primary's word of it came first: while the SVM has sent nothing since, there is nothing to be counted.
+    if (this.#state === 'protected' && !this.#hasOutput) {
+      this.#flows.adoptCheckpoint();
+      return OK;
+    }
     // The primary may have died after a VM layer without a begin had copied its state: then the SVM runs from that
     // state, and is a replica if it was one before (the primary has released nothing that only it knew).
     const isLate = !this.#peerUp && this.#ready && this.#state !== 'failed-over';
@@ -339,10 +344,7 @@ export class SecondaryEngine implements Engine {
     if (!force && this.#peerUp)
       return refuse('fail over', 'the primary is there; force it if it is not');
     if (!force && !this.#ready) {
-      return refuse(
-        'fail over',
-        'no state was committed, so the SVM is not a replica; force it to serve all the same',
-      );
+      return refuse('fail over', 'no state was committed, so the SVM is no replica; or force it');
     }
     this.#takeOver(force);
     return OK;
@@ -350,8 +352,7 @@ export class SecondaryEngine implements Engine {
 
   reset(reason: string, nowUs: Micros): CommandResult {
     this.#begin(nowUs);
-    if (this.#state === 'failed-over')
-      return refuse('reset', 'this node serves since the failover');
+    if (this.#state === 'failed-over') return refuse('reset', 'this node has failed over');
     this.#event('reset', reason);
     if (this.#peerUp) this.#output.sendMessageToPeer({ type: 'reset', reason });
     this.#forgetProtection();
@@ -442,6 +443,7 @@ export class SecondaryEngine implements Engine {
       this.#dropped.add('guest-not-synced');
       return;
     }
+    this.#hasOutput = true;
     if (!this.#flows.onGuest(info)) return;
     if (!this.#peerUp) {
       this.#counters.add('outputWithoutPeer');
@@ -455,12 +457,10 @@ export class SecondaryEngine implements Engine {
   #deliverClient(buffer: FrameBuffer, offset: number, length: number): void {
     const info = this.#info;
     const result = dissect(buffer, offset, length, info);
-    if (result !== FRAME_OK)
-      this.#counters.add(`client-${DROP_REASON_NAMES[result] ?? 'malformed'}`);
-    else {
+    if (result === FRAME_OK) {
       if (this.#state !== 'failed-over') this.#neighbours.onClientFrame(info);
       if (!this.#flows.onClient(info)) return;
-    }
+    } else this.#counters.add(`client-${DROP_REASON_NAMES[result] ?? 'malformed'}`);
     this.#output.sendToGuest(buffer, offset, length);
   }
 
@@ -496,6 +496,7 @@ export class SecondaryEngine implements Engine {
     this.#pendingEpoch = undefined;
     this.#epoch = epoch;
     this.#committed++;
+    this.#hasOutput = false;
     this.#hasRequested = false;
     this.#ready = true;
     this.#retention.clear();
@@ -532,12 +533,11 @@ export class SecondaryEngine implements Engine {
     this.#keptGuest.drain((buffer, offset, length) => {
       const info = this.#info;
       if (dissect(buffer, offset, length, info) !== FRAME_OK) return;
-      if (this.#state !== 'failed-over') {
-        this.#sendOutput(info);
-        return;
+      if (this.#state !== 'failed-over') this.#sendOutput(info);
+      else {
+        this.#serve(info);
+        this.#sendToNet(buffer, offset, length);
       }
-      this.#serve(info);
-      this.#sendToNet(buffer, offset, length);
     });
     this.#keptClient.drain((buffer, offset, length) => this.#deliverClient(buffer, offset, length));
   }

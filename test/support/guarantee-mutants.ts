@@ -411,6 +411,13 @@ const LIVENESS: readonly Mutant[] = [
   ),
   mutant(
     'G6',
+    SECONDARY,
+    'each word of a commit is another commit',
+    "if (this.#state === 'protected' && !this.#hasOutput) {",
+    'if (this.#epoch < 0) {',
+  ),
+  mutant(
+    'G6',
     PRIMARY,
     'losing the peer releases nothing',
     'if (wasHolding) this.#flows.releaseAll();',
