@@ -555,6 +555,18 @@ describe('failover, timestamps', () => {
     expect(timestamps(later!).tsval).toBeGreaterThanOrEqual(timestamps(kept!).tsval);
   });
 
+  it('does not believe an echo that no clock of a guest can have reached: it is damaged, or forged', () => {
+    const w = new SecondaryWorld().protect().open(true);
+    w.svm(fromSvm(0, 'kept', withTs(SECONDARY_TSVAL + 10, 101)));
+    // PAWS would refuse everything beyond it.
+    const echo = (PRIMARY_TSVAL ^ 0x8000_0000) >>> 0;
+    w.client(fromClient({ ack: primarySeq(0), ...withTs(102, echo) }));
+    const [kept] = w.failover().filter(hasData);
+    expect(timestamps(kept!).tsval).toBe(PRIMARY_TSVAL + 10 + TIMESTAMP_MARGIN);
+    const [later] = w.serve(fromSvm(4, 'x', withTs(SECONDARY_TSVAL + 20, 102)));
+    expect(timestamps(later!).tsval).toBe(PRIMARY_TSVAL + 20 + TIMESTAMP_MARGIN);
+  });
+
   it('jumps ahead also in connections older than the last commit', () => {
     const w = new SecondaryWorld().protect();
     w.failover();

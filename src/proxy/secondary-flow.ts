@@ -36,6 +36,12 @@ import type { RetainedFrame, RetentionOwner } from './retention.ts';
  */
 export const TIMESTAMP_MARGIN = 16_384;
 
+/**
+ * An echo that is further ahead of the SVM's clock is damaged or forged: 18 h at 1 kHz, a minute at 1 MHz. The client would refuse what lies
+ * half of the clock's range beyond what it has seen (PAWS).
+ */
+const ECHO_LEAD_MAX = 2 ** 26;
+
 /** No guest can be further ahead of the other than the largest window (RFC 7323 §2.3). */
 const PROBE_ACK_BACK = 2 ** 30;
 
@@ -384,18 +390,16 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     return own;
   }
 
-  /** The earliest TSval that the client will surely accept after the failover; undefined when it has echoed none. */
-  get tsvalFloor(): number | undefined {
-    return this.echoedTsval === undefined ? undefined : seqAdd(this.echoedTsval, TIMESTAMP_MARGIN);
+  /** Ticks that `tsval`, of the PVM's clock, lacks to be surely accepted by the client after the failover. */
+  tsvalLack(tsval: number): number {
+    if (this.echoedTsval === undefined) return 0;
+    const lack = seqDistance(tsval, seqAdd(this.echoedTsval, TIMESTAMP_MARGIN));
+    return lack > 0 && lack < ECHO_LEAD_MAX ? lack : 0;
   }
 
   #jump(tsval: number): void {
-    this.tsJump = TIMESTAMP_MARGIN;
     const jumped = seqAdd(tsval, this.tsDelta + TIMESTAMP_MARGIN);
-    const floor = this.tsvalFloor;
-    if (floor !== undefined && seqBefore(jumped, floor)) {
-      this.tsJump += seqDistance(jumped, floor);
-    }
+    this.tsJump = TIMESTAMP_MARGIN + this.tsvalLack(jumped);
     this.jumpedAtTsval = tsval;
   }
 }

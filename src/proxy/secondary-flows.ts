@@ -29,7 +29,7 @@ import { adjustQuoteForClient, adjustQuoteForGuest, dissectQuote } from '../rewr
 import { hasTcpHeader } from '../rewrite/tcp-frame.ts';
 import { FrameInfo } from '../wire/frame.ts';
 import { IP_PROTOCOL_ICMP, IP_PROTOCOL_ICMPV6, IP_PROTOCOL_TCP } from '../wire/ipv4.ts';
-import { seqAdd, seqBefore, seqBeforeOrEqual, seqDistance } from '../wire/seq.ts';
+import { seqAdd, seqBeforeOrEqual, seqDistance } from '../wire/seq.ts';
 import { TCP_ACK, TCP_FIN, TCP_HEADER_BYTES_MIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 import { parseTcpOptions, TcpOptions } from '../wire/tcp-options.ts';
 import type { SecondaryConfig } from './config.ts';
@@ -380,9 +380,7 @@ export class SecondaryFlows {
     let tsShift = 0;
     if (options.hasTimestamps && !flow.isNew) {
       tsShift = TIMESTAMP_MARGIN + (entry.kind === 'syn' ? flow.tsDelta : 0);
-      const floor = flow.tsvalFloor;
-      const tsval = seqAdd(options.tsval, tsShift);
-      if (floor !== undefined && seqBefore(tsval, floor)) tsShift += seqDistance(tsval, floor);
+      tsShift += flow.tsvalLack(seqAdd(options.tsval, tsShift));
     }
     adjustGuestSegment(info, seqDelta, tsShift);
   }
