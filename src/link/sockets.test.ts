@@ -1,6 +1,12 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { frameOf, until } from '../../test/support/link-recorder.ts';
-import { Bench, helloBytes, INSECURE, TIMEOUT_US } from '../../test/support/link-sockets.ts';
+import {
+  Bench,
+  helloBytes,
+  INSECURE,
+  joinBytes,
+  TIMEOUT_US,
+} from '../../test/support/link-sockets.ts';
 import { LINK_FRAME_CLIENT } from '../env/messages.ts';
 
 let bench: Bench;
@@ -117,7 +123,7 @@ describe('a peer that dies', () => {
 
   test('a hung peer, its socket open, is lost at the deadline', async () => {
     const { link, heard } = await bench.listening(INSECURE);
-    const peer = await bench.stranger(link.port, helloBytes('secondary'));
+    const peer = await bench.stranger(link.port, joinBytes('secondary'));
     await until(() => link.connected, 'up');
     const upMs = performance.now();
     await until(() => heard.downs.length > 0, 'down');
@@ -130,7 +136,7 @@ describe('a peer that dies', () => {
 
   test('a closed socket is noticed at once', async () => {
     const { link, heard } = await bench.listening(INSECURE, { timeoutUs: 10_000_000 });
-    const peer = await bench.stranger(link.port, helloBytes('secondary'));
+    const peer = await bench.stranger(link.port, joinBytes('secondary'));
     await until(() => link.connected, 'up');
     peer.socket.destroy();
     await until(() => heard.downs.length > 0, 'down', 1_000);
@@ -140,7 +146,7 @@ describe('a peer that dies', () => {
   test('a peer that stops reading costs a bounded queue, and is lost', async () => {
     const queueBytesMax = 8 * 1024 * 1024;
     const { link, heard } = await bench.listening(INSECURE, { queueBytesMax });
-    const peer = await bench.stranger(link.port, helloBytes('secondary'));
+    const peer = await bench.stranger(link.port, joinBytes('secondary'));
     await until(() => link.connected, 'up');
     peer.socket.pause();
     // It goes on sending, so that it is not simply silent.
@@ -186,9 +192,9 @@ describe('a second connection while one is up', () => {
 
   test('the same node, newer, takes the place of its old connection', async () => {
     const { link, heard } = await bench.listening(INSECURE);
-    const old = await bench.stranger(link.port, helloBytes('secondary', { instance: 1 }));
+    const old = await bench.stranger(link.port, joinBytes('secondary', { instance: 1 }));
     await until(() => link.connected, 'up');
-    await bench.stranger(link.port, helloBytes('secondary', { instance: 2 }));
+    await bench.stranger(link.port, joinBytes('secondary', { instance: 2 }));
     await until(() => heard.ups.length === 2, 'up again');
     expect(heard.log.filter((entry) => entry !== 'batch-end').slice(0, 3)).toEqual([
       'up',
@@ -203,11 +209,11 @@ describe('a second connection while one is up', () => {
 
   test('another node takes the place of one that is silent', async () => {
     const { link, heard } = await bench.listening(INSECURE, { timeoutUs: 10_000_000 });
-    await bench.stranger(link.port, helloBytes('secondary'));
+    await bench.stranger(link.port, joinBytes('secondary'));
     await until(() => link.connected, 'up');
     // Its timeout, the shorter one, sets the heartbeats: two of them are missing after half of it.
     await new Promise((resolve) => setTimeout(resolve, (TIMEOUT_US / 2 + 60_000) / 1_000));
-    await bench.stranger(link.port, helloBytes('secondary', { nodeId: 'f'.repeat(32) }));
+    await bench.stranger(link.port, joinBytes('secondary', { nodeId: 'f'.repeat(32) }));
     await until(() => heard.ups.length === 2, 'up again');
     expect(link.status().peer?.nodeId).toBe('f'.repeat(32));
   });

@@ -3,7 +3,7 @@ import { frameOf, nodeOf, Recorder } from '../../test/support/link-recorder.ts';
 import { type Micros, NEVER } from '../base/time.ts';
 import { LinkDecoder } from '../codec/link-decode.ts';
 import { encodeHeartbeat } from '../codec/link-encode.ts';
-import type { PeerHello } from '../env/link.ts';
+import type { LocalNode, PeerHello } from '../env/link.ts';
 import { LINK_FRAME_SECONDARY, type LinkMessage, type Role } from '../env/messages.ts';
 import { FRAME_BYTES_MAX } from '../limits.ts';
 import { LinkCounters } from './counters.ts';
@@ -19,7 +19,8 @@ import {
 const TIMEOUT_US = 1_000_000;
 const HEARTBEAT_US = TIMEOUT_US / 4;
 
-type Overrides = Partial<LinkSessionConfig> & Partial<Pick<LinkSessionOutput, 'admit'>>;
+type Overrides = Partial<LinkSessionConfig> &
+  Partial<Pick<LinkSessionOutput, 'admit' | 'localNode'>>;
 
 /** One end without a socket: what it writes lies in `out` until somebody carries it. */
 class End {
@@ -42,7 +43,7 @@ class End {
     };
     const output: LinkSessionOutput = {
       write: (bytes, onWritten) => this.out.push({ bytes, onWritten }),
-      localNode: nodeOf(role),
+      localNode: overrides.localNode ?? nodeOf(role),
       admit: overrides.admit ?? (() => undefined),
       onUp: (peer) => this.heard.onUp(peer),
       onEnd: (end) => this.ends.push(end),
@@ -77,6 +78,7 @@ function pairUp(nowUs: Micros, primary = new End('primary'), secondary = new End
   secondary.session.onOpen(nowUs);
   carry(secondary, primary, nowUs);
   carry(primary, secondary, nowUs);
+  carry(secondary, primary, nowUs);
   return { primary, secondary };
 }
 
@@ -118,6 +120,36 @@ describe('handshake', () => {
     expect(secondary.heard.ups).toMatchObject([{ role: 'primary', heartbeatUs: HEARTBEAT_US }]);
     expect(primary.session.peer?.nodeId).toBe('2'.repeat(32));
     expect(primary.counters.ups).toBe(1);
+  });
+
+  test('the listening end is up when it has heard that its welcome has come, not before', () => {
+    const [primary, secondary] = [new End('primary'), new End('secondary')];
+    primary.session.onOpen(0);
+    secondary.session.onOpen(0);
+    carry(secondary, primary, 0);
+    expect(primary.heard.ups).toEqual([]);
+    expect(primary.session.peer).toBeUndefined();
+    primary.session.onClosed('cut');
+    expect(primary.ends).toMatchObject([{ code: 'closed', wasUp: false }]);
+    expect(primary.heard.ups).toEqual([]);
+  });
+
+  test('a node that has taken over since its hello does not come up with what it said then', () => {
+    let node: LocalNode = { role: 'secondary', epoch: 4, state: 'unprotected' };
+    const [primary, secondary] = [
+      new End('primary'),
+      new End('secondary', { localNode: () => node }),
+    ];
+    primary.session.onOpen(0);
+    secondary.session.onOpen(0);
+    carry(secondary, primary, 0);
+    node = { ...node, state: 'failed-over' };
+    carry(primary, secondary, 0);
+    expect(secondary.ends).toMatchObject([{ code: 'stale', wasUp: false }]);
+    expect(carry(secondary, primary, 0)).toBe(0);
+    expect(primary.heard.ups).toEqual([]);
+    const again = pairUp(0, new End('primary'), new End('secondary', { localNode: () => node }));
+    expect(again.primary.heard.ups).toMatchObject([{ state: 'failed-over' }]);
   });
 
   test('the same role at both ends is refused, and the other end hears why', () => {

@@ -6,8 +6,9 @@
  *       |                                                                              ^
  *       +------------- refused, bad bytes, close, handshake timeout -------------------+
  *
- * The connecting end speaks first, so that a stranger who connects hears nothing. The listening end is
- * up once it has sent its welcome, the connecting end once it has got it.
+ * The connecting end speaks first, so that a stranger who connects hears nothing. The connecting end is up once it has got the
+ * welcome, the listening end once it has heard of that: it may release what it held for a lost peer, and until then the peer
+ * may still take over.
  *
  * @module
  */
@@ -106,6 +107,10 @@ export class LinkSession {
   readonly #queue: LinkSendQueue;
   readonly #decoder: LinkDecoder;
   #phase: Phase = 'new';
+  /** Listening end: the welcome is sent, and nothing has shown that it has come. */
+  #isUnconfirmed = false;
+  /** The hello says that this node has failed over. */
+  #hasSaidFailover = false;
   #nowUs: Micros = 0;
   #openedUs: Micros = 0;
   #peer: PeerHello | undefined;
@@ -136,29 +141,34 @@ export class LinkSession {
     this.#decoder = new LinkDecoder({
       onHello: (hello, isAnswer) => this.#onHello(hello, isAnswer),
       onRefuse: (refusal) => this.#onRefuse(refusal),
-      onHeartbeat: (heartbeat) => this.#onHeartbeat(heartbeat),
+      onHeartbeat: (heartbeat) => {
+        if (this.#confirm()) this.#onHeartbeat(heartbeat);
+      },
       onGoodbye: (reason) => {
+        if (!this.#confirm()) return;
         // What came before it in the same chunk was lent only for this batch.
         if (this.#phase === 'up') output.onBatchEnd();
         this.#end('goodbye', `goodbye: ${reason}`);
       },
       onFrame: (kind, epoch, buffer, offset, length) => {
+        if (!this.#confirm()) return;
         counters.receivedFrames++;
         output.onFrame(kind, epoch, buffer, offset, length);
       },
       onMessage: (message) => {
+        if (!this.#confirm()) return;
         counters.receivedMessages++;
         output.onMessage(message);
       },
       onBatchEnd: () => {
-        if (this.#phase === 'up') output.onBatchEnd();
+        if (this.#phase === 'up' && !this.#isUnconfirmed) output.onBatchEnd();
       },
     });
   }
 
   /** The peer's hello while the connection is up. */
   get peer(): PeerHello | undefined {
-    return this.#phase === 'up' ? this.#peer : undefined;
+    return this.#phase === 'up' && !this.#isUnconfirmed ? this.#peer : undefined;
   }
 
   /** Smoothed as TCP does (RFC 6298 §2, alpha 1/8); 0 until the first echo. */
@@ -313,7 +323,7 @@ export class LinkSession {
 
   #end(code: string, text: string, isGraceful = false): void {
     if (this.#phase === 'ended') return;
-    const wasUp = this.#phase === 'up';
+    const wasUp = this.#phase === 'up' && !this.#isUnconfirmed;
     this.#phase = 'ended';
     this.#decoder.stop();
     // Graceful: the last words are still to be written.
@@ -324,6 +334,7 @@ export class LinkSession {
 
   #sendHello(isAnswer: boolean): void {
     const { role, epoch, state } = this.#output.localNode();
+    this.#hasSaidFailover = state === 'failed-over';
     const { nodeId, instance, software, timeoutUs } = this.#config;
     const heartbeatUs = Math.floor(timeoutUs / HEARTBEATS_PER_TIMEOUT);
     const hello = { role, nodeId, instance, epoch, state, software, heartbeatUs, timeoutUs };
@@ -351,12 +362,14 @@ export class LinkSession {
       this.#refuse('role', `both nodes are ${hello.role}`);
       return;
     }
-    const refusal = side === 'listen' ? this.#output.admit(hello) : undefined;
-    if (refusal !== undefined) {
-      this.#refuse(refusal.reason, refusal.text);
+    if (side === 'listen') {
+      if (!this.#isAdmitted(hello)) return;
+      this.#sendHello(true);
+      this.#isUnconfirmed = true;
+    } else if (!this.#hasSaidFailover && this.#output.localNode().state === 'failed-over') {
+      this.#end('stale', 'this node has taken over since its hello');
       return;
     }
-    if (side === 'listen') this.#sendHello(true);
     this.#phase = 'up';
     this.#peer = hello;
     this.#decoder.open();
@@ -365,8 +378,30 @@ export class LinkSession {
     this.#heartbeatDueUs = this.#nowUs;
     this.#tickedUs = this.#nowUs;
     this.#progressUs = this.#nowUs;
+    if (this.#isUnconfirmed) return;
     this.#counters.ups++;
     this.#output.onUp(hello);
+    if (this.hasEnded) return;
+    // The answer for which the listening end waits; the first that measures is due as well.
+    this.#sendHeartbeat(this.#nowUs);
+    this.#heartbeatDueUs = this.#nowUs;
+  }
+
+  /** Something has come after the welcome. False: the connection has ended, as when another one has come up meanwhile. */
+  #confirm(): boolean {
+    const peer = this.#peer;
+    if (!this.#isUnconfirmed || peer === undefined) return true;
+    if (!this.#isAdmitted(peer)) return false;
+    this.#isUnconfirmed = false;
+    this.#counters.ups++;
+    this.#output.onUp(peer);
+    return !this.hasEnded;
+  }
+
+  #isAdmitted(hello: PeerHello): boolean {
+    const refusal = this.#output.admit(hello);
+    if (refusal !== undefined) this.#refuse(refusal.reason, refusal.text);
+    return refusal === undefined;
   }
 
   #onRefuse(refusal: LinkRefusal): void {

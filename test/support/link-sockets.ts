@@ -8,7 +8,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { encodeHello } from '../../src/codec/link-encode.ts';
+import { encodeHeartbeat, encodeHello } from '../../src/codec/link-encode.ts';
 import type { PeerHello } from '../../src/env/link.ts';
 import type { Role } from '../../src/env/messages.ts';
 import { ConnectingLink } from '../../src/link/connect.ts';
@@ -123,4 +123,12 @@ export function helloBytes(role: Role, overrides: Partial<PeerHello> = {}): Uint
     ...overrides,
   };
   return buffer.bytes.slice(0, encodeHello(buffer, 0, hello, false));
+}
+
+/** What a node sends to come up at a listening end: its hello, and something after the welcome. */
+export function joinBytes(role: Role, overrides: Partial<PeerHello> = {}): Uint8Array {
+  const { buffer } = frameOf(1_000, 0);
+  const beat = { sentUs: 1, echoUs: 0, echoDelayUs: 0 };
+  const heartbeat = buffer.bytes.slice(0, encodeHeartbeat(buffer, 0, beat));
+  return Buffer.concat([helloBytes(role, overrides), heartbeat]);
 }
