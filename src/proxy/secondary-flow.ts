@@ -341,7 +341,7 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
   followClient(info: FrameInfo, options: TcpOptions): void {
     const { tcpFlags } = info;
     if ((tcpFlags & TCP_RST) !== 0) {
-      this.hasClientReset = true;
+      this.hasClientReset ||= this.#canBeReset(info);
       return;
     }
     if ((tcpFlags & TCP_FIN) !== 0) this.clientFinEnd = seqAdd(info.seq, info.payloadBytes + 1);
@@ -352,6 +352,12 @@ export class SecondaryTcpFlow implements FlowEntry, RetentionOwner {
     if (options.tsecr !== 0 && this.jumpedAtTsval === undefined) {
       this.echoedTsval = newest(this.echoedTsval, options.tsecr);
     }
+  }
+
+  /** Could a guest take this RST of the client for one (RFC 9293 §3.10.7.4)? What is damaged or forged must not end the translation. */
+  #canBeReset(info: FrameInfo): boolean {
+    const expected = this.guestAck ?? this.staleGuestAck ?? info.seq;
+    return Math.abs(seqDistance(expected, info.seq)) < JUMP_MIN && isTransportChecksumRight(info);
   }
 
   /**

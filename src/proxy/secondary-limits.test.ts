@@ -18,6 +18,7 @@ import {
   SECONDARY_ISN,
   SecondaryWorld,
 } from '../../test/support/secondary-world.ts';
+import { FLOW_TIMEOUT_CLOSED_US } from '../limits.ts';
 import { isTransportChecksumRight } from '../wire/checksum.ts';
 import { TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN } from '../wire/tcp.ts';
 
@@ -110,6 +111,22 @@ describe('SecondaryEngine, limits', () => {
     w.svm(fromSvm(1, '', { ack: CLIENT_ISN + 2 }));
     expect(w.engine.flows(10)).toMatchObject([{ tcpState: 'closed' }]);
     w.pass(121_000_000);
+    expect(w.engine.status(w.nowUs).flows).toBe(0);
+  });
+
+  it('does not take a RST for the end of a connection that no guest would take for it: it is damaged, or forged', () => {
+    const w = new SecondaryWorld().protect().open();
+    const damaged = fromClient({ ack: primarySeq(0), flags: TCP_ACK | TCP_RST });
+    damaged.buffer.bytes[damaged.offset + damaged.length - 1]! ^= 1;
+    const forged = fromClient({ seq: CLIENT_ISN + 2 ** 27, flags: TCP_RST });
+    for (const segment of [damaged, forged]) {
+      w.svm(fromSvm(0, 'x'));
+      w.client(segment);
+      w.pass(FLOW_TIMEOUT_CLOSED_US + 1);
+      expect(w.engine.status(w.nowUs).flows).toBe(1);
+    }
+    w.client(fromClient({ flags: TCP_RST }));
+    w.pass(FLOW_TIMEOUT_CLOSED_US + 1);
     expect(w.engine.status(w.nowUs).flows).toBe(0);
   });
 
