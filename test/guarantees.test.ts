@@ -716,7 +716,7 @@ describe('G6 liveness', () => {
     expect(pair.takeCauses()).toEqual([]);
   });
 
-  // Guards secondary.ts checkpointCommit: `#hasOutput`. Else the secondary would count one checkpoint more than the primary, for ever.
+  // Guards secondary.ts checkpointCommit: `#awaitsWord`. Else the secondary would count one checkpoint more than the primary, for ever.
   it('a VM layer that tells the secondary of a commit after the primary has leaves both in one epoch', () => {
     const pair = protectedPair();
     for (let i = 0; i < 3; i++) {

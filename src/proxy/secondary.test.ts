@@ -85,6 +85,15 @@ describe('SecondaryEngine, states', () => {
     expect([remote.engine.state, remote.engine.epoch]).toEqual(['protected', 3]);
   });
 
+  it('counts each word of a VM layer whose words no primary repeats', () => {
+    const w = new SecondaryWorld();
+    w.engine.onPeerUp(0, w.nowUs);
+    for (const epoch of [1, 2, 3]) {
+      expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+      expect([w.engine.state, w.engine.epoch]).toEqual(['protected', epoch]);
+    }
+  });
+
   it('takes a commit without begin as both edges', () => {
     const w = new SecondaryWorld().protect();
     w.commit(2);

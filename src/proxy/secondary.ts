@@ -84,8 +84,8 @@ export class SecondaryEngine implements Engine {
   #primaryEpoch = 0;
   /** Committed by the VM layer's word alone: the primary, which has begun it, takes no output of this epoch before its own commit. */
   #isAhead = false;
-  /** The SVM has sent something since the last commit. */
-  #hasOutput = false;
+  /** The last commit was the primary's word, and the SVM has sent nothing since: the VM layer's word of it may still come. */
+  #awaitsWord = false;
   /** A checkpoint was asked for in this epoch. */
   #hasRequested = false;
   #released = 0;
@@ -264,7 +264,7 @@ export class SecondaryEngine implements Engine {
           this.#dropped.add('commit-after-abort');
           return;
         }
-        this.#commitCheckpoint(message.epoch);
+        this.#commitCheckpoint(message.epoch, true);
         // Not for an epoch that was given up here: its state is worth nothing.
         if (this.#ready) {
           this.#output.sendMessageToPeer({ type: 'checkpoint-committed', epoch: message.epoch });
@@ -307,8 +307,8 @@ export class SecondaryEngine implements Engine {
 
   checkpointCommit(nowUs: Micros): CommandResult {
     this.#begin(nowUs);
-    // Perhaps the primary's word of it came first: while the SVM has sent nothing since, there is nothing to be counted.
-    if (this.#state === 'protected' && !this.#hasOutput) {
+    if (this.#state === 'protected' && this.#awaitsWord) {
+      this.#awaitsWord = false;
       this.#flows.adoptCheckpoint();
       return OK;
     }
@@ -320,7 +320,7 @@ export class SecondaryEngine implements Engine {
     if (!begun.ok) return begun;
     assert(this.#pendingEpoch !== undefined, 'a checkpoint has begun');
     this.#isAhead = this.#peerUp && this.#pendingEpoch === this.#primaryEpoch;
-    this.#commitCheckpoint(this.#pendingEpoch);
+    this.#commitCheckpoint(this.#pendingEpoch, false);
     return OK;
   }
 
@@ -443,7 +443,7 @@ export class SecondaryEngine implements Engine {
       this.#dropped.add('guest-not-synced');
       return;
     }
-    this.#hasOutput = true;
+    this.#awaitsWord = false;
     if (!this.#flows.onGuest(info)) return;
     if (!this.#peerUp) {
       this.#counters.add('outputWithoutPeer');
@@ -491,12 +491,12 @@ export class SecondaryEngine implements Engine {
   }
 
   /** The SVM runs from the PVM's state: every number is the PVM's, whatever was sent before is covered. */
-  #commitCheckpoint(epoch: number): void {
+  #commitCheckpoint(epoch: number, byPrimary: boolean): void {
     if (this.#pendingEpoch === undefined && epoch <= this.#epoch) return;
     this.#pendingEpoch = undefined;
     this.#epoch = epoch;
     this.#committed++;
-    this.#hasOutput = false;
+    this.#awaitsWord = byPrimary;
     this.#hasRequested = false;
     this.#ready = true;
     this.#retention.clear();

@@ -413,7 +413,7 @@ const LIVENESS: readonly Mutant[] = [
     'G6',
     SECONDARY,
     'each word of a commit is another commit',
-    "if (this.#state === 'protected' && !this.#hasOutput) {",
+    "if (this.#state === 'protected' && this.#awaitsWord) {",
     'if (this.#epoch < 0) {',
   ),
   mutant(
