@@ -217,6 +217,33 @@ describe('VmLayer, beside a secondary that hangs or dies', () => {
   });
 });
 
+test.each(SEEDS)(
+  'what the primary was before the begin does not end the checkpoint, seed %i',
+  (seed) => {
+    const scenario: Scenario = {
+      name: 'unprotected-before-the-begin',
+      about: 'A primary that hangs hears of the reset of its secondary, then of the begin.',
+      options: (calm) => ({ ...calm, vm: { ...calm.vm, copyUsMax: 5_000 } }),
+      script: (stage) => {
+        const { primary, secondary } = stage.world;
+        stage.at(PROTECTED_MS, () => primary.hang(20 * US_PER_MS));
+        stage.at(PROTECTED_MS + 1, () => stage.checkpoint());
+        stage.at(PROTECTED_MS + 2, () =>
+          secondary.command((engine, nowUs) => engine.reset('for the test', nowUs)),
+        );
+        stage.at(PROTECTED_MS + 100, () => {
+          const { state } = primary.engine;
+          stage.demand('G9', state !== 'checkpointing', 'nobody ends the checkpoint');
+        });
+      },
+      untilMs: PROTECTED_MS + 200,
+    };
+    const [, lines] = play(scenario, seed, 'SCRIPT checkpoint');
+    expect(lines.filter((line) => line.includes('nobody ends'))).toEqual([]);
+    expect(lines.some((line) => line.includes('vm: begin: ok'))).toBe(true);
+  },
+);
+
 test('after a reset of its own it makes the next checkpoint, since no node asks for one', () => {
   const scenario: Scenario = {
     name: 'reset-by-the-layer',

@@ -337,9 +337,11 @@ export class VmLayer {
       if (to !== 'unprotected' && to !== 'syncing') return;
       const isNoMatter = attempt.isOneMessage && attempt.phase !== 'commit';
       if (isNoMatter || this.isLate) return;
-      this.#queue.after(this.#prng.nextBelow(2_000), 'vm', () =>
-        this.#over(attempt, `the node is ${to}`),
-      );
+      this.#queue.after(this.#prng.nextBelow(2_000), 'vm', () => {
+        // That was before this attempt's own begin.
+        if (this.#primary.isAlive && this.#primary.engine.state === 'checkpointing') return;
+        this.#over(attempt, `the node is ${to}`);
+      });
     }
   }
 
