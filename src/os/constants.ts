@@ -33,6 +33,7 @@ export const EMSGSIZE = 90;
 export const EADDRINUSE = 98;
 export const ENETDOWN = 100;
 export const ENOBUFS = 105;
+export const ECONNREFUSED = 111;
 
 // fcntl.h
 export const O_RDONLY = 0;

@@ -332,4 +332,16 @@ describe('QemuPort', () => {
     expect(existsSync(path)).toBe(true);
     await open(`qemu:unix:${path},server`);
   });
+
+  test('leaves the socket of a live server alone whose queue is full', async () => {
+    const server = await open(`qemu:unix:${path},server`);
+    await stranger();
+    await until(() => server.port.isConnected);
+    // Each attempt leaves a connection that waits behind the one that is served.
+    for (let attempt = 0; attempt < 20; attempt++) {
+      await expect(openPort(`qemu:unix:${path},server`)).rejects.toMatchObject({
+        errno: 'EADDRINUSE',
+      });
+    }
+  });
 });

@@ -21,7 +21,7 @@ import {
 import type { FrameBuffer, FrameHandler } from '../env/frame.ts';
 import type { Port } from '../env/port.ts';
 import { BATCH_FRAMES_MAX, FRAME_BYTES_MAX, VNET_HDR_BYTES } from '../limits.ts';
-import { EADDRINUSE, EAGAIN, EINTR } from '../os/constants.ts';
+import { EADDRINUSE, EAGAIN, ECONNREFUSED, EINTR } from '../os/constants.ts';
 import { FdWatcher } from '../os/fd-watcher.ts';
 import { addressOf, close, errno, read, systemError, writev } from '../os/libc.ts';
 import {
@@ -430,9 +430,9 @@ function isStale(address: StreamAddress & { readonly kind: 'unix' }): boolean {
     throw new ColoError('COLO_ERR_QEMU_LISTEN', `Cannot look at ${address.path}`, { cause });
   }
   const fd = connectStream(address);
-  if (fd < 0) return true;
-  close(fd);
-  return false;
+  if (fd >= 0) close(fd);
+  // A live listener whose queue is full says EAGAIN: it serves one connection at a time, the others wait there.
+  return fd === -ECONNREFUSED;
 }
 
 function removeSocketFile(path: string): void {
