@@ -299,6 +299,27 @@ describe('QmpVmDriver on the primary: failures', () => {
     await until(() => Number(driver.status()['connects']) > 1);
   });
 
+  test('lets QEMU go on when it hangs in a checkpoint and the peer is alive', async () => {
+    const { qemu, node, event, state } = await setUp('primary', { colo: true });
+    event('peer-up');
+    qemu.behaviour.resumeMs = -1;
+    qemu.checkpoint();
+    await until(() => qemu.commands.includes('x-colo-lost-heartbeat'));
+    await until(() => state() === 'idle');
+    expect(node.commands[1]).toBe('abort: QEMU did not resume within 150 ms');
+    expect(qemu.behaviour.isRunning).toBe(true);
+  });
+
+  test('connects anew when QEMU hangs in a checkpoint and does not listen either', async () => {
+    const { qemu, driver, event } = await setUp('primary', { colo: true });
+    event('peer-up');
+    qemu.behaviour.resumeMs = -1;
+    qemu.behaviour.mute.add('x-colo-lost-heartbeat');
+    qemu.checkpoint();
+    await until(() => qemu.commands.includes('yank'));
+    await until(() => Number(driver.status()['connects']) > 1);
+  });
+
   test('does not abort at once when QEMU dies in a checkpoint: the secondary may have to take over', async () => {
     const { qemu, node, state } = await setUp('primary', { colo: true });
     qemu.behaviour.resumeMs = -1;

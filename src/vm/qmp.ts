@@ -111,7 +111,7 @@ export class QmpVmDriver implements VmDriver {
       client: this.#client,
       events,
       onPhase: (phase, cause) => this.#setState(phase, cause),
-      onHung: (reason) => this.#onHung(reason),
+      onHung: (reason) => void this.#onHung(reason),
       sameClock: isLocal(this.#options.endpoint),
       stopTimeoutUs: this.#options.stopTimeoutUs,
       resumeTimeoutUs: this.#options.resumeTimeoutUs,
@@ -360,9 +360,10 @@ export class QmpVmDriver implements VmDriver {
   }
 
   /** The guest was stopped for a checkpoint and does not go on. */
-  #onHung(reason: string): void {
-    if (this.#isReleased) void this.#tellLost(reason);
-    else this.#client.reconnect(reason);
+  async #onHung(reason: string): Promise<void> {
+    // As after a COLO_EXIT with an error: this node is the one that serves, and its guest may wait for a QEMU that is silent.
+    if (this.#isPeerUp || this.#isReleased) await this.#tellLost(reason);
+    if (!this.#hasToldLost) this.#client.reconnect(reason);
   }
 
   #onColoExit(mode: string, reason: string): void {
