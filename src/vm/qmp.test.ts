@@ -596,6 +596,26 @@ describe('QmpVmDriver and its connection', () => {
     await until(() => driver.status()['state'] === 'idle');
   });
 
+  test('asks again where QEMU stands when it was too busy to say, and sees when it dies meanwhile', async () => {
+    const { qemu, node, driver, state } = await setUp('primary', { colo: true });
+    qemu.behaviour.mute.add('query-colo-status');
+    await qemu.stop();
+    await qemu.start();
+    const isSlow = (text: string) => text.startsWith('query-colo-status failed');
+    await until(() => node.reports.some(isSlow));
+    qemu.behaviour.mute.clear();
+    await until(() => state() === 'running');
+    driver.requestCheckpoint();
+    await until(() => node.commands.length === 2);
+    qemu.behaviour.mute.add('query-colo-status');
+    await qemu.stop();
+    await qemu.start();
+    await until(() => node.reports.filter(isSlow).length > 1);
+    await qemu.stop();
+    await until(() => node.commands.length === 3);
+    expect(node.commands[2]).toMatch(/^guest-lost: QEMU is dead/);
+  });
+
   test('tries again when the monitor serves another client', async () => {
     const qemu = new FakeQemu(join(directory, 'qmp.sock'));
     qemu.behaviour.isSilent = true;

@@ -187,7 +187,6 @@ export class QmpVmDriver implements VmDriver {
 
   async #onUp(version: string): Promise<void> {
     this.#version = version;
-    this.#refusals = undefined;
     this.#hasShutDown = false;
     this.#setState('idle', `connected to QEMU ${version}`);
     const before = this.#stopsAndResumes;
@@ -197,6 +196,7 @@ export class QmpVmDriver implements VmDriver {
     const capabilities = await this.#client.execute('query-migrate-capabilities');
     const colo = await this.#queryColo();
     if (!this.#client.up || this.#isClosed) return;
+    this.#refusals = undefined;
     const delayMs = parameters['x-checkpoint-delay'];
     if (typeof delayMs === 'number' && this.#checkpoints !== undefined) {
       this.#checkpoints.delayMs = delayMs;
@@ -239,6 +239,8 @@ export class QmpVmDriver implements VmDriver {
     const result = await this.#client.execute(command);
     if (!result.ok) {
       this.#report(`${command} failed: ${result.text}`);
+      // Whether it is in COLO no event tells afterwards: it is asked again.
+      if (result.failure === 'timeout') this.#client.reconnect(result.text);
       return {};
     }
     const { value } = result;
