@@ -124,6 +124,14 @@ describe('PeerLossArbiter', () => {
     expect(decisions).toEqual(['ask', 'ask', 'ask', 'release']);
   });
 
+  test('asks again when the command could not be started', async () => {
+    const { arbiter, decisions, done, until } = setUp('primary', `exec:: ${'x'.repeat(200_000)}`);
+    arbiter.onPeerDown(FACTS);
+    await until(() => decisions.length > 2);
+    expect(new Set(decisions)).toEqual(new Set(['ask']));
+    expect(done).toEqual([]);
+  });
+
   test('forgets the question when the peer is back', async () => {
     const { arbiter, done, decisions } = setUp('secondary', 'exec:sleep 0.05');
     arbiter.onPeerDown(FACTS);

@@ -15,7 +15,8 @@
  * something outside (a lock in etcd, a quorum, a power switch) only one of them does.
  *
  * COMMAND runs under `/bin/sh -c` with the evidence as JSON in COLO_PEER_LOSS and the control socket in COLO_CONTROL.
- * Exit code 0: do it (release, take over). 75 (EX_TEMPFAIL), or no end within ARBITER_EXEC_TIMEOUT_US: not known yet, it is run again.
+ * Exit code 0: do it (release, take over). 75 (EX_TEMPFAIL), no end within ARBITER_EXEC_TIMEOUT_US, or no process for it: not known yet, it
+ * is run again.
  * Any other: no, and it is not asked again. A peer that comes back ends the asking.
  *
  * @module
@@ -177,8 +178,14 @@ export class PeerLossArbiter {
     const { controlPath, timeoutUs } = this.#options;
     const env: NodeJS.ProcessEnv = { ...process.env, COLO_PEER_LOSS: evidence };
     if (controlPath !== undefined) env['COLO_CONTROL'] = controlPath;
-    // A group of its own, so that everything it starts ends with it.
-    const child = spawn('/bin/sh', ['-c', command], { detached: true, stdio: 'ignore', env });
+    let child: ChildProcess;
+    try {
+      // A group of its own, so that everything it starts ends with it.
+      child = spawn('/bin/sh', ['-c', command], { detached: true, stdio: 'ignore', env });
+    } catch (error) {
+      // Some failures are thrown (E2BIG, ENOMEM), others come as an event (EAGAIN, EMFILE).
+      return Promise.resolve({ answer: 'again', text: (error as Error).message });
+    }
     this.#child = child;
     const limitMs = (timeoutUs ?? ARBITER_EXEC_TIMEOUT_US) / US_PER_MS;
     return new Promise((resolve) => {
@@ -192,7 +199,7 @@ export class PeerLossArbiter {
         finish('again', `no end within ${limitMs} ms`);
       }, limitMs);
       this.#timer = timer;
-      child.once('error', (error) => finish('no', error.message));
+      child.once('error', (error) => finish('again', error.message));
       child.once('exit', (code, signal) => {
         if (code === 0) finish('yes', 'exit code 0');
         else if (code === EXIT_AGAIN) finish('again', `exit code ${EXIT_AGAIN}`);

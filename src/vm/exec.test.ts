@@ -71,6 +71,13 @@ describe('ExecVmDriver', () => {
     expect(lines('out')).toEqual(['run']);
   });
 
+  it('survives a command that cannot be started', () => {
+    const vm = create(`: ${'x'.repeat(200_000)}`);
+    vm.requestCheckpoint(checkpointRequest(5));
+    expect(errors[0]).toMatchObject({ requestId: 5, error: 'spawn E2BIG' });
+    expect(vm.status()).toMatchObject({ failed: 1, running: false });
+  });
+
   it('logs a failure with its output', async () => {
     const vm = create('echo no disk >&2; exit 3');
     vm.requestCheckpoint(checkpointRequest(5));

@@ -85,12 +85,8 @@ export class ExecVmDriver implements VmDriver {
 
   #run(request: CheckpointRequest): void {
     this.#counters.started++;
-    // A group of its own, so that everything the command started can be ended with it.
-    const child = spawn('/bin/sh', ['-c', this.#options.command], {
-      detached: true,
-      stdio: ['ignore', 'pipe', 'pipe'],
-      env: this.#environment(request),
-    });
+    const child = this.#spawn(request);
+    if (child === undefined) return;
     const output = collectOutput(child);
     const timer = setTimeout(
       () => {
@@ -119,6 +115,21 @@ export class ExecVmDriver implements VmDriver {
       });
     });
     this.#running = { child, requestId: request.id, ended };
+  }
+
+  #spawn(request: CheckpointRequest): ChildProcess | undefined {
+    try {
+      // A group of its own, so that everything the command started can be ended with it.
+      return spawn('/bin/sh', ['-c', this.#options.command], {
+        detached: true,
+        stdio: ['ignore', 'pipe', 'pipe'],
+        env: this.#environment(request),
+      });
+    } catch (error) {
+      // Some failures are thrown (E2BIG, ENOMEM), others come as an event (EAGAIN, EMFILE).
+      this.#onEnded({ requestId: request.id, error: (error as Error).message }, false);
+      return undefined;
+    }
   }
 
   #environment(request: CheckpointRequest): NodeJS.ProcessEnv {
