@@ -78,6 +78,18 @@ describe('ExecVmDriver', () => {
     expect(vm.status()).toMatchObject({ failed: 1, running: false });
   });
 
+  it('is not kept alive by what commands leave running', async () => {
+    // The test runner has some of its own, which come and go.
+    const pipes = () => process.getActiveResourcesInfo().filter((name) => name === 'PipeWrap');
+    const before = pipes().length;
+    const vm = create('sleep 2 & exit 0');
+    for (let id = 1; id <= 10; id++) {
+      vm.requestCheckpoint(checkpointRequest(id));
+      await until(() => vm.status()['succeeded'] === id);
+    }
+    expect(pipes().length).toBeLessThan(before + 10);
+  });
+
   it('logs a failure with its output', async () => {
     const vm = create('echo no disk >&2; exit 3');
     vm.requestCheckpoint(checkpointRequest(5));

@@ -11,6 +11,7 @@
  * @module
  */
 import { type ChildProcess, spawn } from 'node:child_process';
+import type { Socket } from 'node:net';
 import type { Micros } from '../base/time.ts';
 import { US_PER_MS } from '../base/time.ts';
 import type { Log } from '../env/log.ts';
@@ -182,7 +183,10 @@ function collectOutput(child: ChildProcess): () => string {
     const room = VM_EXEC_OUTPUT_BYTES_MAX - text.length;
     if (room > 0) text += chunk.toString('utf8').slice(0, room);
   };
-  child.stdout?.on('data', add);
-  child.stderr?.on('data', add);
+  for (const stream of [child.stdout, child.stderr] as (Socket | null)[]) {
+    stream?.on('data', add);
+    // What the command leaves running has them open: this process need not wait for its end.
+    stream?.unref();
+  }
   return () => text.trimEnd();
 }
