@@ -126,6 +126,28 @@ describe('NodeRunner.batchUs', () => {
   });
 });
 
+describe('NodeRunner and a port that is never empty', () => {
+  it('takes no more in one turn of the event loop, however long that lasts', async () => {
+    const { guest, guestPort } = await start('primary');
+    let receives = 0;
+    const receive = guestPort.receive.bind(guestPort);
+    guestPort.receive = (handler) => {
+      receives++;
+      return receive(handler);
+    };
+    const frames = Array.from({ length: 64 * 100 }, (_, index) => index & 0xff);
+    guest.send(...frames);
+    const perTurn: number[] = [];
+    while (world.client.received.length < frames.length) {
+      const before = receives;
+      await new Promise((resolve) => setImmediate(resolve));
+      perTurn.push(receives - before);
+    }
+    expect(Math.max(...perTurn)).toBe(4);
+    expect(world.client.received).toEqual(frames);
+  });
+});
+
 describe('NodeRunner and a lost peer', () => {
   const decisions = (): unknown[] =>
     world.runner

@@ -110,6 +110,8 @@ export class NodeRunner implements ControlHandlers, VmEvents {
   readonly #answers: AnswerWaiters;
   readonly #arbiter: PeerLossArbiter | undefined;
   readonly #requests: CheckpointRequest[] = [];
+  /** Ports that have another turn in the event loop. */
+  readonly #turns = new Set<Port>();
   readonly #onNetFrame: FrameHandler;
   readonly #onGuestFrame: FrameHandler;
   #phase: Phase = 'new';
@@ -300,9 +302,15 @@ export class NodeRunner implements ControlHandlers, VmEvents {
 
   /** Takes what waits at a port, some batches at a time. */
   #pump(port: Port, handler: FrameHandler): void {
+    // A port that is not drained says again that frames wait.
+    if (this.#turns.has(port)) return;
     // A drained port calls again when frames wait.
     if (this.#drain(port, handler, PUMP_BATCHES_MAX)) return;
-    setImmediate(() => this.#pump(port, handler));
+    this.#turns.add(port);
+    setImmediate(() => {
+      this.#turns.delete(port);
+      this.#pump(port, handler);
+    });
   }
 
   /** Hands at most `batchesMax` batches to the engine. Returns whether the port is empty (or the node has ended). */
