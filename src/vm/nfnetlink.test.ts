@@ -214,6 +214,20 @@ describe('NfnetlinkDriver on netlink', () => {
     expect(node.reports[2]).toBe('The VM layer owns the node');
   });
 
+  test('sees that the owner was gone before its INIT was read', async () => {
+    const spec = specOf('netlink');
+    if (spec.kind !== 'netlink') return;
+    const { node, driver } = await startDriver(spec, 'secondary');
+    const { NetlinkSocket } = await import('../os/netlink.ts');
+    const socket = new NetlinkSocket(0, 4096);
+    const fields = { flags: NLM_F_REQUEST, seq: 1, portId: socket.portId };
+    expect(socket.send(spec.portId, encodeColoRequest('init', 2, fields))).toBeUndefined();
+    socket.close();
+    await node.until(() => node.commands.length === 1);
+    expect(node.commands[0]).toMatch(/^reset: .* is gone: its socket is closed$/);
+    expect(driver.status()['node']).toBe('no node');
+  });
+
   test('says EINVAL to a truncated message, with what came of it', async () => {
     const spec = specOf('netlink');
     if (spec.kind !== 'netlink') return;

@@ -180,7 +180,9 @@ class NetlinkTransport implements Transport {
     const inodes = netlinkSocketInodes();
     if (inodes === undefined) return;
     for (const [portId, peer] of this.#peers) {
-      if (inodes.get(portId) !== peer.inode) this.#gone(portId, 'its socket is closed');
+      const inode = inodes.get(portId);
+      // Without one at its first message it was closed before that was read.
+      if (inode === undefined || inode !== peer.inode) this.#gone(portId, 'its socket is closed');
     }
   }
 
