@@ -13,6 +13,8 @@ export class SplitPort implements Port {
   readonly #to: Port;
   readonly #onDiscard: FrameHandler;
   #discarded = 0;
+  /** `to` is not empty, and has another turn in the event loop. */
+  #hasTurn = false;
 
   /** Nothing is ever received without `from`. What arrives at `to` is dropped, counted as `wrong-direction`. */
   constructor(from: Port | undefined, to: Port) {
@@ -59,8 +61,14 @@ export class SplitPort implements Port {
   }
 
   #discard(): void {
+    if (this.#hasTurn) return;
     // One batch a turn: whoever floods this direction must not keep the other from its work.
-    if (this.#to.receive(this.#onDiscard) > 0) setImmediate(() => this.#discard());
+    this.#hasTurn = this.#to.receive(this.#onDiscard) > 0;
+    if (!this.#hasTurn) return;
+    setImmediate(() => {
+      this.#hasTurn = false;
+      this.#discard();
+    });
   }
 }
 
