@@ -199,8 +199,10 @@ export class QmpCheckpoints {
       this.#carriedOver = false;
     } else if (!checkpoint.hasEvidence) {
       this.counters.unproven++;
+      this.counters.aborted++;
       this.#carriedOver = false;
-      this.#abort('the guest was stopped and resumed without a checkpoint');
+      // Now, and not behind the begin of one that has come meanwhile.
+      await events.checkpointAbort('the guest was stopped and resumed without a checkpoint');
     } else if (this.#isLate(checkpoint)) {
       this.counters.late++;
       this.#carriedOver = true;

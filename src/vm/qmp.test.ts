@@ -169,6 +169,27 @@ describe('QmpVmDriver on the primary: a checkpoint follows before the node is do
     expect(node.commands).toEqual(['begin', 'commit', 'begin', 'begin', 'begin', 'commit']);
   });
 
+  test('while it begins: a pause that was none is aborted before the next one begins', async () => {
+    const { qemu, node } = await setUp('primary', { colo: true });
+    let done: (result: { ok: true }) => void = () => undefined;
+    node.answers['begin'] = new Promise((resolve) => {
+      done = resolve;
+    });
+    qemu.stopGuest();
+    await node.until(() => node.commands.length === 1);
+    qemu.resumeGuest();
+    qemu.stopGuest();
+    qemu.event('MIGRATION_PASS', { pass: 2 });
+    await sleep(30);
+    delete node.answers['begin'];
+    done({ ok: true });
+    await node.until(() => node.commands.length === 3);
+    qemu.resumeGuest();
+    await node.until(() => node.commands.length === 4);
+    const abort = 'abort: the guest was stopped and resumed without a checkpoint';
+    expect(node.commands).toEqual(['begin', abort, 'begin', 'commit']);
+  });
+
   test('while it begins: the second one is told as well', async () => {
     const { qemu, node, requests } = await setUp('primary', { colo: true });
     let done: (result: { ok: true }) => void = () => undefined;
