@@ -233,6 +233,8 @@ export class QmpCheckpoints {
   #abort(reason: string): void {
     this.counters.aborted++;
     this.#enqueue(async () => {
+      // One that was over before may have been found late meanwhile.
+      this.#carriedOver = false;
       await this.#options.events.checkpointAbort(reason);
     });
   }

@@ -190,6 +190,26 @@ describe('QmpVmDriver on the primary: a checkpoint follows before the node is do
     expect(node.commands).toEqual(['begin', abort, 'begin', 'commit']);
   });
 
+  test('while it begins: what was late before COLO has failed commits nothing afterwards', async () => {
+    const { qemu, node, state } = await setUp('primary', { colo: true });
+    let done: (result: { ok: true }) => void = () => undefined;
+    node.answers['begin'] = new Promise((resolve) => {
+      done = resolve;
+    });
+    const before = Date.now() * 1_000 - 5_000_000;
+    for (const name of ['STOP', 'MIGRATION_PASS', 'RESUME']) qemu.event(name, { pass: 2 }, before);
+    qemu.stopGuest();
+    qemu.event('COLO_EXIT', { mode: 'primary', reason: 'error' });
+    await until(() => state() === 'idle');
+    qemu.startColo('primary');
+    await until(() => state() === 'resumed');
+    delete node.answers['begin'];
+    done({ ok: true });
+    await node.until(() => node.commands.includes('commit'));
+    const abort = 'abort: QEMU has left COLO: mode primary, reason error';
+    expect(node.commands).toEqual(['begin', abort, 'begin', 'begin', 'commit']);
+  });
+
   test('while it begins: the second one is told as well', async () => {
     const { qemu, node, requests } = await setUp('primary', { colo: true });
     let done: (result: { ok: true }) => void = () => undefined;
