@@ -78,6 +78,8 @@ export class QmpCheckpoints {
   #checkpoint: Checkpoint | undefined;
   /** The node is between begin and commit since a late begin: a checkpoint that ends after its drain commits it. */
   #carriedOver = false;
+  /** The node has ended by itself what it began last. */
+  #isUndone = false;
   /** When the guest's output was drained for the begin that the node is in: by this machine's wall clock, and in order. */
   #drainedAtUs: Micros = 0;
   #drainedOrder = 0;
@@ -170,6 +172,12 @@ export class QmpCheckpoints {
     this.#enqueue(() => this.#finish(checkpoint));
   }
 
+  /** The node is no longer between begin and commit, for a reason of its own. */
+  onUndone(): void {
+    this.#isUndone = true;
+    this.#carriedOver = false;
+  }
+
   /** Nothing is told any more. */
   close(): void {
     this.#active = false;
@@ -180,6 +188,7 @@ export class QmpCheckpoints {
 
   async #begin(checkpoint: Checkpoint): Promise<void> {
     if (checkpoint.isOver) return;
+    this.#isUndone = false;
     // The node drains its guest's port inside of this call, before its first await.
     const answer = this.#options.events.checkpointBegin();
     if (!this.#carriedOver) {
@@ -205,7 +214,7 @@ export class QmpCheckpoints {
       await events.checkpointAbort('the guest was stopped and resumed without a checkpoint');
     } else if (this.#isLate(checkpoint)) {
       this.counters.late++;
-      this.#carriedOver = true;
+      this.#carriedOver = !this.#isUndone;
       this.#wanted = true;
       events.report(
         'The guest ran again before its output was drained: asking for another checkpoint',

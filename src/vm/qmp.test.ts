@@ -210,6 +210,30 @@ describe('QmpVmDriver on the primary: a checkpoint follows before the node is do
     expect(node.commands).toEqual(['begin', abort, 'begin', 'begin', 'commit']);
   });
 
+  test('while it begins, and ends that by itself: the next one is late by its own drain', async () => {
+    const { qemu, node, event, requests } = await setUp('primary', { colo: true });
+    let done: (result: { ok: true }) => void = () => undefined;
+    node.answers['begin'] = new Promise((resolve) => {
+      done = resolve;
+    });
+    const told = (atUs: number) => {
+      for (const name of ['STOP', 'MIGRATION_PASS', 'RESUME']) qemu.event(name, { pass: 2 }, atUs);
+    };
+    told((Date.now() - 5_000) * 1_000);
+    await node.until(() => node.commands.length === 1);
+    event('peer-down');
+    await sleep(20);
+    const resumedAtUs = Date.now() * 1_000;
+    await sleep(20);
+    delete node.answers['begin'];
+    qemu.behaviour.swallow = 1;
+    done({ ok: true });
+    await until(() => requests() === 1);
+    told(resumedAtUs);
+    await node.until(() => node.commands.includes('commit'));
+    expect(node.commands).toEqual(['begin', 'begin', 'begin', 'commit']);
+  });
+
   test('while it begins: the second one is told as well', async () => {
     const { qemu, node, requests } = await setUp('primary', { colo: true });
     let done: (result: { ok: true }) => void = () => undefined;

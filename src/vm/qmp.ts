@@ -57,6 +57,13 @@ export interface QmpVmOptions {
 /** Refusals in a row until QEMU counts as dead: a supervisor may put a relay of its own between. */
 const REFUSALS_OF_THE_DEAD = 2;
 
+/** After these the node is not between begin and commit any more. */
+const UNDOING: ReadonlySet<ProxyEvent['kind']> = new Set([
+  'checkpoint-aborted',
+  'peer-down',
+  'reset',
+] as const);
+
 export type QmpState = 'disconnected' | 'idle' | 'running' | 'requested' | 'stopped' | 'resumed';
 
 export class QmpVmDriver implements VmDriver {
@@ -140,6 +147,7 @@ export class QmpVmDriver implements VmDriver {
   }
 
   onEvent(event: ProxyEvent): void {
+    if (UNDOING.has(event.kind)) this.#checkpoints?.onUndone();
     if (event.kind === 'checkpoint-begun') {
       this.#replica.onBegun();
     } else if (event.kind === 'checkpoint-committed' || event.kind === 'checkpoint-aborted') {
