@@ -78,8 +78,9 @@ export class QmpCheckpoints {
   #checkpoint: Checkpoint | undefined;
   /** The node is between begin and commit since a late begin: a checkpoint that ends after its drain commits it. */
   #carriedOver = false;
-  /** The node has ended by itself what it began last. */
+  /** The node has ended by itself what it began last; by an abort: it would take a commit for begin and commit at once. */
   #isUndone = false;
+  #isAborted = false;
   /** When the guest's output was drained for the begin that the node is in: by this machine's wall clock, and in order. */
   #drainedAtUs: Micros = 0;
   #drainedOrder = 0;
@@ -173,8 +174,9 @@ export class QmpCheckpoints {
   }
 
   /** The node is no longer between begin and commit, for a reason of its own. */
-  onUndone(): void {
+  onUndone(isAborted: boolean): void {
     this.#isUndone = true;
+    this.#isAborted ||= isAborted;
     this.#carriedOver = false;
   }
 
@@ -189,6 +191,7 @@ export class QmpCheckpoints {
   async #begin(checkpoint: Checkpoint): Promise<void> {
     if (checkpoint.isOver) return;
     this.#isUndone = false;
+    this.#isAborted = false;
     // The node drains its guest's port inside of this call, before its first await.
     const answer = this.#options.events.checkpointBegin();
     if (!this.#carriedOver) {
@@ -212,6 +215,9 @@ export class QmpCheckpoints {
       this.#carriedOver = false;
       // Now, and not behind the begin of one that has come meanwhile.
       await events.checkpointAbort('the guest was stopped and resumed without a checkpoint');
+    } else if (this.#isAborted) {
+      this.#wanted = true;
+      events.report('The node has aborted this checkpoint: asking for another one');
     } else if (this.#isLate(checkpoint)) {
       this.counters.late++;
       this.#carriedOver = !this.#isUndone;

@@ -296,6 +296,17 @@ describe('QmpVmDriver on the primary: what is not a checkpoint', () => {
     expect(driver.status()).toMatchObject({ late: 1, committed: 1, requestsSent: 1 });
   });
 
+  test('does not commit what the node has aborted by itself', async () => {
+    const { qemu, node, state, event, requests } = await setUp('primary', { colo: true });
+    qemu.behaviour.resumeMs = 20;
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    event('checkpoint-aborted');
+    await until(() => node.commands.length === 3);
+    expect(node.commands).toEqual(['begin', 'begin', 'commit']);
+    expect(requests()).toBe(1);
+  });
+
   test('does not commit when the node refused to begin', async () => {
     const { qemu, node } = await setUp('primary', { colo: true });
     node.answers['begin'] = { ok: false, error: 'no secondary' };

@@ -147,7 +147,9 @@ export class QmpVmDriver implements VmDriver {
   }
 
   onEvent(event: ProxyEvent): void {
-    if (UNDOING.has(event.kind)) this.#checkpoints?.onUndone();
+    if (UNDOING.has(event.kind)) {
+      this.#checkpoints?.onUndone(event.kind === 'checkpoint-aborted');
+    }
     if (event.kind === 'checkpoint-begun') {
       this.#replica.onBegun();
     } else if (event.kind === 'checkpoint-committed' || event.kind === 'checkpoint-aborted') {
