@@ -164,7 +164,8 @@ export class QmpCheckpoints {
   /** @param atUs by QEMU's wall clock, 0 when unknown */
   onResume(atUs: Micros): void {
     const checkpoint = this.#checkpoint;
-    if (checkpoint === undefined || checkpoint.resumed) return;
+    // After a reconnection it may be the end of another pause: `enter` aborts what was under way.
+    if (!this.#active || checkpoint === undefined || checkpoint.resumed) return;
     checkpoint.resumed = true;
     checkpoint.resumedAtUs = atUs;
     checkpoint.resumedOrder = ++this.#order;

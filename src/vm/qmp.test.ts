@@ -441,6 +441,25 @@ describe('QmpVmDriver on the primary: failures', () => {
     await until(() => state() === 'running');
   });
 
+  test('does not take a RESUME after a reconnection for the end of the checkpoint before', async () => {
+    const { qemu, node, state } = await setUp('primary', {
+      colo: true,
+      resumeTimeoutUs: 5_000_000,
+    });
+    qemu.behaviour.resumeMs = -1;
+    qemu.checkpoint();
+    await until(() => state() === 'stopped');
+    qemu.behaviour.mute.add('query-colo-status');
+    await qemu.stop();
+    await qemu.start();
+    await until(() => state() === 'idle');
+    qemu.resumeGuest();
+    qemu.behaviour.mute.clear();
+    await until(() => state() === 'running');
+    await until(() => node.commands.length === 2);
+    expect(node.commands[1]).toBe('abort: the connection to QEMU was lost during a checkpoint');
+  });
+
   test('survives a restart of QEMU', async () => {
     const { qemu, node, driver, state } = await setUp('primary', { colo: true });
     await qemu.stop();
