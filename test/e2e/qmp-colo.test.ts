@@ -42,6 +42,7 @@ class Half {
     this.driver = new QmpVmDriver({
       endpoint: { kind: 'unix', path: join(directory, `${name}.driver`) },
       role: name === 'P' ? 'primary' : 'secondary',
+      resumeTimeoutUs: 1_000_000,
     });
     cleanUps.push(() => this.driver.close());
   }
@@ -126,6 +127,17 @@ describe.skipIf(reason !== '')(title, () => {
     p.node.commands.length = 0;
     await checkpoint(p);
     expect(p.node.commands.at(-1)).toBe('commit');
+  });
+
+  test('lets the guest go on when the secondary QEMU hangs in the midst of a checkpoint', async () => {
+    const { p, s } = await startPair();
+    p.driver.requestCheckpoint();
+    await p.node.until(() => p.node.commands.length === 1);
+    s.qemu.process.kill('SIGSTOP');
+    await until('abort', () => p.node.commands.length > 1);
+    expect(p.node.commands[1]).toBe('abort: QEMU did not resume within 1000 ms');
+    await until('COLO_EXIT', () => p.state === 'idle');
+    expect(await p.qemu.execute('query-status')).toMatchObject({ running: true });
   });
 
   test('takes over when somebody tells the secondary QEMU so', async () => {
