@@ -26,7 +26,7 @@ async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await sleep(2);
 }
 
-/** A driver and its QEMU; `colo` puts QEMU into COLO before the driver comes. */
+/** A driver, patient unless a test is about its patience, and its QEMU; `colo` puts QEMU into COLO before the driver comes. */
 async function setUp(role: Role, options: Partial<QmpVmOptions> & { colo?: boolean } = {}) {
   const qemu = new FakeQemu(join(directory, 'qmp.sock'));
   if (options.colo === true) qemu.behaviour.colo = { mode: role, reason: 'none' };
@@ -36,10 +36,10 @@ async function setUp(role: Role, options: Partial<QmpVmOptions> & { colo?: boole
   const driver = new QmpVmDriver({
     endpoint: { kind: 'unix', path: qemu.path },
     role,
-    commandTimeoutUs: 100_000,
+    commandTimeoutUs: 10_000_000,
     reconnectMinUs: 10_000,
-    stopTimeoutUs: 60_000,
-    resumeTimeoutUs: 150_000,
+    stopTimeoutUs: 10_000_000,
+    resumeTimeoutUs: 10_000_000,
     ...options,
   });
   cleanUps.push(() => driver.close());
@@ -82,20 +82,23 @@ describe('QmpVmDriver on the primary: checkpoints', () => {
 
   test('holds a request that arises during one until RESUME, where QEMU would swallow it', async () => {
     const { qemu, node, driver, state, requests } = await setUp('primary', { colo: true });
-    qemu.behaviour.resumeMs = 30;
+    qemu.behaviour.resumeMs = -1;
     driver.requestCheckpoint();
     await until(() => state() === 'stopped');
     driver.requestCheckpoint();
     driver.requestCheckpoint();
     await sleep(10);
     expect(requests()).toBe(1);
+    qemu.behaviour.resumeMs = 5;
+    qemu.resumeGuest();
     await until(() => node.commands.length === 4);
     expect(node.commands).toEqual(['begin', 'commit', 'begin', 'commit']);
     expect(requests()).toBe(2);
   });
 
   test('repeats a request that was answered but swallowed', async () => {
-    const { qemu, node, driver, requests } = await setUp('primary', { colo: true });
+    const options = { colo: true, stopTimeoutUs: 200_000 };
+    const { qemu, node, driver, requests } = await setUp('primary', options);
     qemu.behaviour.swallow = 2;
     driver.requestCheckpoint();
     await until(() => node.commands.length === 2);
@@ -133,6 +136,9 @@ describe('QmpVmDriver on the primary: a checkpoint follows before the node is do
     qemu.event('MIGRATION_PASS', { pass: 2 });
     qemu.resumeGuest();
   };
+  /** The driver has heard so many of QEMU's RESUMEs. */
+  const resumed = (node: RecordingNode, count: number): Promise<void> =>
+    node.until(() => node.reports.filter((text) => text.endsWith(': RESUME')).length === count);
 
   test('while it commits: a late begin is followed by a request all the same', async () => {
     const { qemu, node, requests } = await setUp('primary', { colo: true });
@@ -143,7 +149,7 @@ describe('QmpVmDriver on the primary: a checkpoint follows before the node is do
     pass(qemu);
     await node.until(() => node.commands.length === 2);
     pass(qemu);
-    await sleep(30);
+    await resumed(node, 2);
     delete node.answers['commit'];
     done({ ok: true });
     await until(() => requests() === 1);
@@ -161,7 +167,7 @@ describe('QmpVmDriver on the primary: a checkpoint follows before the node is do
     await node.until(() => node.commands.length === 2);
     pass(qemu);
     pass(qemu);
-    await sleep(30);
+    await resumed(node, 3);
     delete node.answers['commit'];
     done({ ok: true });
     await until(() => requests() === 1);
@@ -245,7 +251,7 @@ describe('QmpVmDriver on the primary: a checkpoint follows before the node is do
     qemu.event('MIGRATION_PASS', { pass: 2 });
     qemu.resumeGuest();
     pass(qemu);
-    await sleep(30);
+    await resumed(node, 2);
     delete node.answers['begin'];
     done({ ok: true });
     await until(() => requests() === 1);
@@ -324,12 +330,14 @@ describe('QmpVmDriver on the primary: what is not a checkpoint', () => {
     qemu.behaviour.resumeMs = 2;
     qemu.checkpoint();
     await until(() => node.commands.length === 2);
-    qemu.behaviour.resumeMs = 40;
+    qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
     await sleep(15);
     expect(node.commands).toEqual(['begin', 'commit']);
     delete node.answers['commit'];
     finish({ ok: true });
+    await until(() => node.commands.length === 3);
+    qemu.resumeGuest();
     await until(() => node.commands.length === 4);
     expect(node.commands).toEqual(['begin', 'commit', 'begin', 'commit']);
   });
@@ -367,7 +375,8 @@ describe('QmpVmDriver on the primary: failures', () => {
   });
 
   test('aborts when QEMU hangs in a checkpoint, and connects anew', async () => {
-    const { qemu, node, driver } = await setUp('primary', { colo: true });
+    const options = { colo: true, resumeTimeoutUs: 150_000 };
+    const { qemu, node, driver } = await setUp('primary', options);
     qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
     await until(() => node.commands.length === 2);
@@ -397,7 +406,8 @@ describe('QmpVmDriver on the primary: failures', () => {
   });
 
   test('does not abort at once when QEMU dies in a checkpoint: the secondary may have to take over', async () => {
-    const { qemu, node, state } = await setUp('primary', { colo: true });
+    const options = { colo: true, resumeTimeoutUs: 1_000_000 };
+    const { qemu, node, state } = await setUp('primary', options);
     qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
     await until(() => state() === 'stopped');
@@ -426,10 +436,7 @@ describe('QmpVmDriver on the primary: failures', () => {
   });
 
   test('aborts when QEMU is back after a checkpoint of which the end was not seen', async () => {
-    const { qemu, node, state } = await setUp('primary', {
-      colo: true,
-      resumeTimeoutUs: 5_000_000,
-    });
+    const { qemu, node, state } = await setUp('primary', { colo: true });
     qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
     await until(() => state() === 'stopped');
@@ -551,17 +558,19 @@ describe('QmpVmDriver on the primary: failures', () => {
 describe('QmpVmDriver on the secondary', () => {
   test('commits the checkpoint that the primary has begun, at RESUME', async () => {
     const { qemu, node, state, event } = await setUp('secondary', { colo: true });
-    qemu.behaviour.resumeMs = 20;
+    qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
     await until(() => state() === 'stopped');
     event('checkpoint-begun');
     await sleep(5);
     expect(node.commands).toEqual([]);
+    qemu.resumeGuest();
     await until(() => node.commands.length === 1);
     expect(node.commands).toEqual(['commit']);
     // The primary's begin may be seen before the STOP.
     event('checkpoint-committed');
     event('checkpoint-begun');
+    qemu.behaviour.resumeMs = 5;
     qemu.checkpoint();
     await until(() => node.commands.length === 2);
     // And after the RESUME.
@@ -578,12 +587,13 @@ describe('QmpVmDriver on the secondary', () => {
 
   test('tells of whole checkpoints where there is no link to the primary', async () => {
     const { qemu, node, event, state } = await setUp('secondary', { colo: true, isAlone: true });
-    qemu.behaviour.resumeMs = 20;
+    qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
     await until(() => node.commands.length === 1);
     expect(node.commands).toEqual(['begin']);
     // The engine says so of every begin.
     event('checkpoint-begun');
+    qemu.resumeGuest();
     await until(() => state() === 'running' && node.commands.length === 2);
     expect(node.commands).toEqual(['begin', 'commit']);
   });
@@ -597,13 +607,16 @@ describe('QmpVmDriver on the secondary', () => {
 
   test('commits neither a pause without a begin nor one that the primary has committed', async () => {
     const { qemu, node, state, event } = await setUp('secondary', { colo: true });
+    qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
     await until(() => state() === 'stopped');
+    qemu.resumeGuest();
     await until(() => state() === 'running');
     qemu.checkpoint();
     await until(() => state() === 'stopped');
     event('checkpoint-begun');
     event('checkpoint-committed');
+    qemu.resumeGuest();
     await until(() => state() === 'running');
     await sleep(10);
     expect(node.commands).toEqual([]);
@@ -664,7 +677,8 @@ describe('QmpVmDriver on the secondary', () => {
   });
 
   test('yanks the migration of a QEMU that does not answer the takeover', async () => {
-    const { qemu, event } = await setUp('secondary', { colo: true });
+    const options = { colo: true, commandTimeoutUs: 100_000 };
+    const { qemu, event } = await setUp('secondary', options);
     qemu.behaviour.mute.add('x-colo-lost-heartbeat');
     event('failover');
     await until(() => qemu.commands.includes('yank'));
