@@ -27,13 +27,18 @@ const FACTS: PeerLossFacts = {
   remote: '192.0.2.1:9000',
 };
 
-function setUp(role: Role, action: string, failover: CommandResult = { ok: true }) {
+function setUp(
+  role: Role,
+  action: string,
+  failover: CommandResult = { ok: true },
+  timeoutUs = 10_000_000,
+) {
   const done: string[] = [];
   const decisions: string[] = [];
   const arbiter = new PeerLossArbiter({
     role,
     spec: parsePeerLossSpec(role, action),
-    timeoutUs: 300_000,
+    timeoutUs,
     retryUs: 10_000,
     controlPath: '/run/control.sock',
     actions: {
@@ -118,7 +123,7 @@ describe('PeerLossArbiter', () => {
   test('asks again after exit code 75, and after a command that hangs', async () => {
     const file = join(directory, 'count');
     const command = `exec:echo x >> ${file}; case $(wc -l < ${file}) in 1) exit 75;; 2) sleep 9;; esac`;
-    const { arbiter, done, decisions, until } = setUp('primary', command);
+    const { arbiter, done, decisions, until } = setUp('primary', command, { ok: true }, 1_000_000);
     arbiter.onPeerDown(FACTS);
     await until(() => done.length === 1);
     expect(decisions).toEqual(['ask', 'ask', 'ask', 'release']);

@@ -29,8 +29,9 @@ function create(command: string, timeoutUs = 10_000_000): ExecVmDriver {
   return driver;
 }
 const file = (name: string): string => join(directory, name);
+/** None of a file that was opened and not yet written. */
 const lines = (name: string): string[] =>
-  existsSync(file(name)) ? readFileSync(file(name), 'utf8').trim().split('\n') : [];
+  existsSync(file(name)) ? (readFileSync(file(name), 'utf8').match(/.+/g) ?? []) : [];
 
 async function until(condition: () => boolean): Promise<void> {
   for (let i = 0; i < 1_000 && !condition(); i++) await new Promise((r) => setTimeout(r, 5));

@@ -53,7 +53,7 @@ describe('NotifyDriver', () => {
     const libxl = connectLibxl();
     // colo_proxy_setup()
     await libxl.send('COLO_USERSPACE_PROXY_INIT');
-    expect(await libxl.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
+    expect(await libxl.receive(5_000)).toBe('COLO_COMPARE_GET_XEN_INIT');
     // First epoch: colo_proxy_preresume(), then the wait, which ends without a mismatch.
     await libxl.send('COLO_CHECKPOINT');
     await node.until(() => node.commands.length === 1);
@@ -63,13 +63,13 @@ describe('NotifyDriver', () => {
     await node.until(() => node.commands.length === 2);
     request();
     request();
-    expect(await libxl.receive(500)).toBe('DO_CHECKPOINT');
+    expect(await libxl.receive(5_000)).toBe('DO_CHECKPOINT');
     expect(await libxl.receive(50)).toBeUndefined();
     // Third epoch: the next mismatch is told anew.
     await libxl.send('COLO_CHECKPOINT');
     await node.until(() => node.commands.length === 3);
     request();
-    expect(await libxl.receive(500)).toBe('DO_CHECKPOINT');
+    expect(await libxl.receive(5_000)).toBe('DO_CHECKPOINT');
     expect(node.commands).toEqual(['commit', 'commit', 'commit']);
   });
 
@@ -77,7 +77,7 @@ describe('NotifyDriver', () => {
     const { node } = await startDriver();
     const libxl = connectLibxl();
     await libxl.send('COLO_USERSPACE_PROXY_INIT\0');
-    expect(await libxl.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
+    expect(await libxl.receive(5_000)).toBe('COLO_COMPARE_GET_XEN_INIT');
     for (const byte of encodeNotify('COLO_CHECKPOINT')) {
       libxl.socket.write(Uint8Array.of(byte));
       await new Promise((resolve) => setImmediate(resolve));
@@ -90,15 +90,15 @@ describe('NotifyDriver', () => {
     request();
     const first = connectLibxl();
     await first.send('COLO_USERSPACE_PROXY_INIT');
-    expect(await first.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
-    expect(await first.receive(500)).toBe('DO_CHECKPOINT');
+    expect(await first.receive(5_000)).toBe('COLO_COMPARE_GET_XEN_INIT');
+    expect(await first.receive(5_000)).toBe('DO_CHECKPOINT');
     first.socket.destroy();
     while (driver.status()['client'] === true)
       await new Promise((resolve) => setTimeout(resolve, 2));
     driver.onEvent({ atUs: 0, kind: 'checkpoint-begun', text: '' });
     const second = connectLibxl();
     await second.send('COLO_USERSPACE_PROXY_INIT');
-    expect(await second.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
+    expect(await second.receive(5_000)).toBe('COLO_COMPARE_GET_XEN_INIT');
     expect(await second.receive(50)).toBeUndefined();
   });
 
@@ -119,14 +119,14 @@ describe('NotifyDriver', () => {
     await node.until(() => driver.status()['unknownTexts'] === 2);
     const first = connectLibxl();
     await first.send('COLO_USERSPACE_PROXY_INIT');
-    expect(await first.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
+    expect(await first.receive(5_000)).toBe('COLO_COMPARE_GET_XEN_INIT');
     const closed = once(stranger.socket, 'close');
     await stranger.send('COLO_USERSPACE_PROXY_INIT');
     await closed;
     expect(node.commands).toEqual([]);
     // The first may say it again, as QEMU allows.
     await first.send('COLO_USERSPACE_PROXY_INIT');
-    expect(await first.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
+    expect(await first.receive(5_000)).toBe('COLO_COMPARE_GET_XEN_INIT');
   });
 
   test('ends a connection whose length cannot be true', async () => {
@@ -134,7 +134,7 @@ describe('NotifyDriver', () => {
     for (const length of [1024, 0xffff_ffff]) {
       const libxl = connectLibxl();
       await libxl.send('COLO_USERSPACE_PROXY_INIT');
-      expect(await libxl.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
+      expect(await libxl.receive(5_000)).toBe('COLO_COMPARE_GET_XEN_INIT');
       const closed = once(libxl.socket, 'close');
       const bytes = Buffer.alloc(4);
       bytes.writeUInt32BE(length);

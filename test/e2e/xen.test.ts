@@ -97,7 +97,7 @@ async function begin(): Promise<Libxl> {
   const libxl = connectLibxl();
   expect(await libxl.setup()).toBe('COLO_COMPARE_GET_XEN_INIT');
   // The node asks for the first one as for any other.
-  expect(await libxl.receive(1_000)).toBe('DO_CHECKPOINT');
+  expect(await libxl.receive(5_000)).toBe('DO_CHECKPOINT');
   await libxl.preresume();
   await epoch(1);
   return libxl;
@@ -153,7 +153,7 @@ test('a request that crosses a checkpoint of libxl costs one more, and no more',
 test('length and text that come far apart are one frame', async () => {
   const libxl = connectLibxl();
   await libxl.send('COLO_USERSPACE_PROXY_INIT', 200);
-  expect(await libxl.receive(500)).toBe('COLO_COMPARE_GET_XEN_INIT');
+  expect(await libxl.receive(5_000)).toBe('COLO_COMPARE_GET_XEN_INIT');
   await libxl.send('COLO_CHECKPOINT', 200);
   await epoch(1);
 });
@@ -169,7 +169,7 @@ test('libxl ends without a word, and another one goes on where it was', async ()
   expect(await state()).toBe('protected');
   const second = connectLibxl();
   expect(await second.setup()).toBe('COLO_COMPARE_GET_XEN_INIT');
-  expect(await second.receive(3_000)).toBe('DO_CHECKPOINT');
+  expect(await second.receive(5_000)).toBe('DO_CHECKPOINT');
   await second.preresume();
   expect(await out.take(1)).toHaveLength(1);
   await epoch(2);
