@@ -266,7 +266,7 @@ describe('NodeRunner frames', () => {
     client.send(1); // any batch makes the runner look
     await until(() => engine.tickedUs >= 0);
     expect(engine.tickedUs).toBeGreaterThanOrEqual(dueUs);
-    expect(engine.tickedUs).toBeLessThan(dueUs + 100_000);
+    expect(engine.tickedUs).toBeLessThan(dueUs + 2_000_000);
   });
 
   it('moves its timer forward when an earlier deadline appears', async () => {

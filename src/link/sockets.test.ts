@@ -55,7 +55,7 @@ describe('a pair over loopback', () => {
       software: 'test',
     });
     expect(both.secondary.heard.ups[0]).toMatchObject({ role: 'primary', state: 'unprotected' });
-    await until(() => both.primary.link.status().rttUs > 0, 'round-trip time', TIMEOUT_US / 1_000);
+    await until(() => both.primary.link.status().rttUs > 0, 'round-trip time');
   });
 
   test('a pre-shared key carries the same', async () => {
@@ -123,14 +123,14 @@ describe('a peer that dies', () => {
 
   test('a hung peer, its socket open, is lost at the deadline', async () => {
     const { link, heard } = await bench.listening(INSECURE);
+    const startMs = performance.now();
     const peer = await bench.stranger(link.port, joinBytes('secondary'));
     await until(() => link.connected, 'up');
-    const upMs = performance.now();
     await until(() => heard.downs.length > 0, 'down');
-    const silentMs = performance.now() - upMs;
+    const silentMs = performance.now() - startMs;
     expect(heard.downs).toEqual(['silent for 400 ms']);
-    expect(silentMs).toBeGreaterThan(TIMEOUT_US / 1_000 - 20);
-    expect(silentMs).toBeLessThan(TIMEOUT_US / 1_000 + 250);
+    expect(silentMs).toBeGreaterThan(TIMEOUT_US / 1_000 - 1);
+    expect(silentMs).toBeLessThan(TIMEOUT_US / 1_000 + 2_000);
     await until(() => peer.isClosed, 'its socket is closed');
   });
 
@@ -139,7 +139,7 @@ describe('a peer that dies', () => {
     const peer = await bench.stranger(link.port, joinBytes('secondary'));
     await until(() => link.connected, 'up');
     peer.socket.destroy();
-    await until(() => heard.downs.length > 0, 'down', 1_000);
+    await until(() => heard.downs.length > 0, 'down');
     expect(link.status().downs).toEqual({ closed: 1 });
   });
 

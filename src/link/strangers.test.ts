@@ -156,8 +156,8 @@ describe('strangers before the hello', () => {
     );
     bench.onClose(() => clearInterval(drip));
     const startMs = performance.now();
-    await until(() => stranger.isClosed, 'dismissed', 1_000);
-    expect(performance.now() - startMs).toBeLessThan(600);
+    await until(() => stranger.isClosed, 'dismissed');
+    expect(performance.now() - startMs).toBeLessThan(2_000);
     const { refused } = link.status();
     expect(refused).toEqual({ 'handshake-timeout': 1 });
     expect(stranger.heard).toEqual([]);
@@ -166,7 +166,7 @@ describe('strangers before the hello', () => {
   test('half a hello and then nothing is dismissed in time', async () => {
     const { link } = await bench.listening(INSECURE, { handshakeTimeoutUs: 150_000 });
     const stranger = await bench.stranger(link.port, helloBytes('secondary').subarray(0, 30));
-    await until(() => stranger.isClosed, 'dismissed', 1_000);
+    await until(() => stranger.isClosed, 'dismissed');
     expect(link.status().refused).toEqual({ 'handshake-timeout': 1 });
     expect(stranger.heard).toEqual([]);
   });
