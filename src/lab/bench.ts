@@ -37,6 +37,8 @@ export interface BenchOptions {
   readonly insecureLink?: boolean;
   /** Default: packet. */
   readonly attach?: LabAttach;
+  /** Of the primary. Default: its own. */
+  readonly compareTimeoutMs?: number | undefined;
 }
 
 /** What the runner needs of a bench, whatever its guests are. */
@@ -123,13 +125,14 @@ export class Bench implements LabBench {
   }
 
   #newPrimary(): Daemon {
-    const { directory, insecureLink = false, attach } = this.#options;
+    const { directory, insecureLink = false, attach, compareTimeoutMs } = this.#options;
     return new Daemon({
       role: 'primary',
       namespace: this.topology.pn,
       directory,
       requestPipe: join(directory, REQUEST_PIPE),
       insecureLink,
+      compareTimeoutMs,
       ...(attach === 'nfqueue' ? { guestPort: QUEUE_PORT, netPort: null } : {}),
     });
   }

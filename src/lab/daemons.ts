@@ -51,7 +51,7 @@ export interface DaemonOptions {
   readonly directory: string;
   /** Named pipe to which checkpoint requests are written; primary only. */
   readonly requestPipe?: string;
-  readonly compareTimeoutMs?: number;
+  readonly compareTimeoutMs?: number | undefined;
   /** A peer link without encryption; default: a pre-shared key. */
   readonly insecureLink?: boolean;
   /** `--guest`. Default: packet:tap0 */

@@ -42,8 +42,8 @@ async function runNetnsLab(options: LabOptions): Promise<number> {
     guest: 'netns',
     attach,
     directory,
-    build: ({ impairment }, place, family) =>
-      new Bench({ directory: place, family, impairment, seed: family, attach }),
+    build: ({ impairment, compareTimeoutMs }, place, family) =>
+      new Bench({ directory: place, family, impairment, seed: family, attach, compareTimeoutMs }),
   });
 }
 
@@ -68,7 +68,8 @@ async function runQemuLab(options: LabOptions): Promise<number> {
     guest: 'qemu',
     attach: 'packet',
     directory,
-    build: (_scenario, place, family) => new QemuBench({ directory: place, family, image }),
+    build: ({ compareTimeoutMs }, place, family) =>
+      new QemuBench({ directory: place, family, image, compareTimeoutMs }),
   });
 }
 

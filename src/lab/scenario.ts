@@ -18,6 +18,8 @@ export interface Scenario<B extends LabBench = Bench> {
   readonly text: string;
   readonly families: readonly Family[];
   readonly impairment?: Impairment;
+  /** Longer where guests that merely wait for a processor must ask for no checkpoint. Default: the nodes' own. */
+  readonly compareTimeoutMs?: number;
   /** Only where the primary is attached in this way. */
   readonly attach?: LabAttach;
   /** Throws when something is not as it must be. */
@@ -28,5 +30,8 @@ export interface Scenario<B extends LabBench = Bench> {
 export function tenth(value: number): number {
   return Math.round(value * 10) / 10;
 }
+
+/** A machine that is busy, or was stopped for a moment, is not silent as long. */
+export const PATIENT_COMPARE_MS = 2_000;
 
 export const MEGABYTE = 1_000_000;

@@ -37,6 +37,8 @@ export interface QemuBenchOptions {
   readonly directory: string;
   readonly family: Family;
   readonly image: GuestImage;
+  /** Of the primary. Default: its own. */
+  readonly compareTimeoutMs?: number | undefined;
 }
 
 export class QemuBench implements LabBench {
@@ -79,10 +81,11 @@ export class QemuBench implements LabBench {
   }
 
   #newDaemon(role: 'primary' | 'secondary', machine: 'pvm' | 'svm'): Daemon {
-    const { directory } = this.#options;
+    const { directory, compareTimeoutMs } = this.#options;
     return new Daemon({
       role,
       directory,
+      compareTimeoutMs: role === 'primary' ? compareTimeoutMs : undefined,
       namespace: role === 'primary' ? this.topology.pn : this.topology.sn,
       guestPort: `qemu:unix:${this.#nicPath(machine)},server`,
       vm: `qmp:unix:${driverSocket(directory, machine)}`,

@@ -6,7 +6,7 @@
  */
 import { type Bench, expect } from '../bench.ts';
 import { sleep } from '../clock.ts';
-import { type Facts, type Scenario, tenth } from '../scenario.ts';
+import { type Facts, PATIENT_COMPARE_MS, type Scenario, tenth } from '../scenario.ts';
 
 const TOKEN_COUNT = 6;
 const INTERVAL_MS = 150;
@@ -57,5 +57,6 @@ export const divergence: Scenario = {
   name: 'divergence',
   text: 'the guests answer differently: no differing byte before the checkpoint is committed',
   families: [4, 6],
+  compareTimeoutMs: PATIENT_COMPARE_MS,
   run,
 };

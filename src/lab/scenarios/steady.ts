@@ -5,7 +5,7 @@
  */
 import { type Bench, expect } from '../bench.ts';
 import type { TransferRequest } from '../client/transfer.ts';
-import { type Facts, MEGABYTE, type Scenario, tenth } from '../scenario.ts';
+import { type Facts, MEGABYTE, PATIENT_COMPARE_MS, type Scenario, tenth } from '../scenario.ts';
 
 const TRANSFER_BYTES = 100 * MEGABYTE;
 const MIXED_BYTES = 10 * MEGABYTE;
@@ -66,5 +66,6 @@ export const steady: Scenario = {
   name: 'steady',
   text: 'downloads, uploads, short connections, ping, UDP: all compared, no checkpoint',
   families: [4, 6],
+  compareTimeoutMs: PATIENT_COMPARE_MS,
   run,
 };

@@ -40,6 +40,23 @@ export async function checkShort(
   return short.msMax;
 }
 
+/**
+ * Pings or datagrams, one after the other. One of them may be lost in each checkpoint: what QEMU has read at the moment of a stop never
+ * reaches the guest (see soak.ts), and TCP alone sends it again. Returns the median of the times to the answer, ms. @throws ColoError
+ */
+export async function checkAnswers(
+  bench: QemuBench,
+  type: 'ping' | 'datagrams',
+  request: { readonly count: number; readonly bytes: number; readonly timeoutMs: number },
+): Promise<number> {
+  const before = await bench.committed();
+  const result = await bench.client({ type, ...request });
+  const checkpoints = (await bench.committed()) - before;
+  const isRight = result.answered + checkpoints >= request.count && result.wrong === 0;
+  expect(isRight, `${type}: ${JSON.stringify(result)}, ${checkpoints} checkpoints`);
+  return result.msMedian;
+}
+
 /** The pages that the guest writes by itself are as it has written them. @throws ColoError */
 export async function checkMemory(bench: QemuBench): Promise<void> {
   const { text } = await bench.client({ type: 'text', path: '/memory' });
