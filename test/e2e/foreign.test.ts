@@ -18,6 +18,14 @@ const hasRights = process.getuid?.() === 0;
 const has = (program: string): boolean => spawnSync(program, ['--version']).error === undefined;
 const hasNginx = spawnSync('nginx', ['-v']).error === undefined;
 const FAMILIES = [4, 6] as const;
+const GUESTS = ['pvm', 'svm'];
+/** Causes of a checkpoint that are told after the compare timeout only. */
+const SILENCE: ReadonlySet<string> = new Set([
+  'secondary-silent',
+  'primary-silent',
+  'acknowledgement-behind',
+  'window-closed',
+]);
 
 let lab: KeptLab;
 let directory: string;
@@ -26,8 +34,12 @@ function host(family: 4 | 6): string {
   return family === 4 ? ADDRESSES[4].guest : `[${ADDRESSES[6].guest}]`;
 }
 
-async function divergences(): Promise<unknown> {
-  return (await lab.status('primary'))['divergences'];
+/** Divergences, but for those of a guest that was silent: on a busy machine it may wait longer than the compare timeout. */
+async function divergences(): Promise<string[]> {
+  const events = await lab.events('primary');
+  return events
+    .filter(({ kind, fields }) => kind === 'divergence' && !SILENCE.has(String(fields?.['cause'])))
+    .map(({ text }) => text);
 }
 
 describe.skipIf(!hasRights)('foreign programs (need root)', () => {
@@ -83,15 +95,15 @@ describe.skipIf(!hasRights)('foreign programs (need root)', () => {
         ]);
         expect(many).toBe('100');
       }
-      expect(await divergences()).toBe(0);
+      expect(await divergences()).toEqual([]);
     },
   );
 
   test.skipIf(!has('iperf3'))('iperf3: both directions', async () => {
     for (const [index, direction] of [[], ['-R']].entries()) {
       const port = `${5201 + index}`;
-      for (const guest of ['pvm', 'svm']) lab.start(guest, ['iperf3', '-s', '-1', '-p', port]);
-      await new Promise((resolve) => setTimeout(resolve, 500));
+      for (const guest of GUESTS) lab.start(guest, ['iperf3', '-s', '-1', '-p', port]);
+      for (const guest of GUESTS) await lab.listens(guest, Number(port));
       // Both servers must send the same bytes: --repeating-payload. Their statistics at the end differ, which is
       // a divergence and costs a checkpoint.
       const options = ['-t', '2', '-J', '--repeating-payload', ...direction];
@@ -112,7 +124,7 @@ describe.skipIf(!hasRights)('foreign programs (need root)', () => {
       const content = Buffer.alloc(10_000_000, 'colo');
       writeFileSync(join(directory, 'file'), content);
       const sha256 = createHash('sha256').update(content).digest('hex');
-      for (const guest of ['pvm', 'svm']) {
+      for (const guest of GUESTS) {
         const config = join(directory, `${guest}.conf`);
         writeFileSync(
           config,
@@ -122,7 +134,7 @@ describe.skipIf(!hasRights)('foreign programs (need root)', () => {
         );
         lab.start(guest, ['nginx', '-c', config]);
       }
-      await new Promise((resolve) => setTimeout(resolve, 1_000));
+      for (const guest of GUESTS) await lab.listens(guest, 8_080);
       for (const family of FAMILIES) {
         const download = join(directory, `nginx${family}`);
         const url = `http://${host(family)}:8080/file`;

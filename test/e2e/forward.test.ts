@@ -24,6 +24,7 @@ const title = reason === '' ? 'raw forward device' : `raw forward device (SKIPPE
 
 const GUEST = '10.77.0.2';
 const NODES = ['pn', 'sn'] as const;
+const GUESTS = ['pvm', 'svm'] as const;
 type NodeName = (typeof NODES)[number];
 
 const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -87,7 +88,7 @@ describe.skipIf(reason !== '').each(['packet', 'nfqueue'])(`${title}, primary by
     const place = ['--tap', 'tap0', '--bridge', 'br0', '--forward-dev', 'eth1'];
     coloProxy('sn', 'attach', 'secondary', ...place);
     coloProxy('pn', 'attach', 'primary', '--mode', mode, ...place);
-    for (const guest of ['pvm', 'svm']) {
+    for (const guest of GUESTS) {
       spaces.ip(guest, 'link set g0 address 52:54:00:c0:10:01');
       spaces.ip(guest, `addr add ${GUEST}/24 dev g0`);
       await spaces.serve(guest, GUEST, 80);
@@ -147,11 +148,11 @@ describe.skipIf(reason !== '').each(['packet', 'nfqueue'])(`${title}, primary by
 
   test('asks for a checkpoint when the guests differ, and releases at its commit', async () => {
     const { checkpoints } = await status('pn');
-    for (const guest of ['pvm', 'svm']) {
+    for (const guest of GUESTS) {
       const server = ['TCP-LISTEN:81,reuseaddr,fork', `SYSTEM:echo I am the ${guest}`];
       spaces.start(guest, ['socat', ...server]);
     }
-    await pause(300);
+    for (const guest of GUESTS) await spaces.listens(guest, 'tcp', 81);
     const heard = spaces.command('client', ['bash', '-c', `exec cat < /dev/tcp/${GUEST}/81`]);
     await until(async () => (await status('pn')).checkpoints.requested > checkpoints.requested);
     expect(await Promise.race([heard, pause(300)])).toBeUndefined();
@@ -174,10 +175,10 @@ describe.skipIf(reason !== '').each(['packet', 'nfqueue'])(`${title}, primary by
     spaces.ip('sn', 'link add br1 type bridge forward_delay 0 mcast_snooping 0');
     spaces.ip('sn', 'link set br1 up');
     for (const port of ['tap0', 'eth1']) spaces.ip('sn', `link set ${port} master br1`);
-    for (const guest of ['pvm', 'svm']) {
+    for (const guest of GUESTS) {
       spaces.start(guest, ['socat', 'UDP-LISTEN:82,fork', 'SYSTEM:cat']);
     }
-    await pause(300);
+    for (const guest of GUESTS) await spaces.listens(guest, 'udp', 82);
     // Nobody answers the SVM's ARP either: it has to hear that of the client.
     spaces.ip('client', 'neigh flush dev sw0');
     const before = (await status('pn')).compared;
@@ -193,7 +194,7 @@ describe.skipIf(reason !== '').each(['packet', 'nfqueue'])(`${title}, primary by
   });
 
   test('goes on with an open connection after a failover', async () => {
-    for (const guest of ['pvm', 'svm']) {
+    for (const guest of GUESTS) {
       const htb = 'qdisc add dev g0 root handle 1: htb default 1';
       const rate = 'class add dev g0 parent 1: classid 1:1 htb rate 40mbit';
       for (const line of [htb, rate]) spaces.run(guest, ['tc', ...line.split(' ')]);

@@ -6,9 +6,12 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
+import type { RecordedEvent } from '../../src/observe/events.ts';
+import { isListening } from './netns.ts';
 
 const SCRIPT = fileURLToPath(new URL('../../bin/colo-proxy.js', import.meta.url));
 const run = promisify(execFile);
+const LISTEN_MS_MAX = 20_000;
 
 export interface KeptLab {
   readonly child: ChildProcess;
@@ -18,8 +21,12 @@ export interface KeptLab {
   inside(namespace: string, command: readonly string[], timeoutMs?: number): Promise<string>;
   /** Starts a program there, to be ended by `stop`. */
   start(namespace: string, command: readonly string[]): ChildProcess;
+  /** Waits until somebody listens on a TCP port there. @throws Error when nobody does in time */
+  listens(namespace: string, port: number): Promise<void>;
   /** `ctl status --json` of a node. */
   status(role: 'primary' | 'secondary'): Promise<Record<string, unknown>>;
+  /** `ctl events --json` of a node. */
+  events(role: 'primary' | 'secondary'): Promise<RecordedEvent[]>;
   stop(): Promise<void>;
 }
 
@@ -41,17 +48,32 @@ export async function startKeptLab(...more: string[]): Promise<KeptLab> {
     if (line === undefined) throw new Error(`the lab has no namespace ${namespace}`);
     return line.split(' ');
   };
+  const inside: KeptLab['inside'] = async (namespace, command, timeoutMs = 60_000) => {
+    const [program = '', ...args] = [...enter(namespace), ...command];
+    const { stdout } = await run(program, args, {
+      timeout: timeoutMs,
+      maxBuffer: 256 * 1024 * 1024,
+    });
+    return stdout;
+  };
+  const ctl = async (role: 'primary' | 'secondary', command: string): Promise<unknown> => {
+    const control = new RegExp(`--control (\\S+/${role}\\.sock)`).exec(text)?.[1] ?? '';
+    const args = [SCRIPT, 'ctl', '--control', control, '--json', command];
+    const { stdout } = await run(process.execPath, args);
+    return JSON.parse(stdout);
+  };
   const started: ChildProcess[] = [];
   return {
     child,
     innerPid: Number(/\/proc\/(\d+)\/fd/.exec(text)?.[1]),
-    inside: async (namespace, command, timeoutMs = 60_000) => {
-      const [program = '', ...args] = [...enter(namespace), ...command];
-      const { stdout } = await run(program, args, {
-        timeout: timeoutMs,
-        maxBuffer: 256 * 1024 * 1024,
-      });
-      return stdout;
+    inside,
+    listens: async (namespace, port) => {
+      const endMs = performance.now() + LISTEN_MS_MAX;
+      const tables = ['cat', '/proc/net/tcp', '/proc/net/tcp6'];
+      while (!isListening(await inside(namespace, tables), port)) {
+        if (performance.now() > endMs) throw new Error(`nobody listens on port ${port}`);
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
     },
     start: (namespace, command) => {
       const [program = '', ...args] = [...enter(namespace), ...command];
@@ -59,12 +81,8 @@ export async function startKeptLab(...more: string[]): Promise<KeptLab> {
       started.push(process_);
       return process_;
     },
-    status: async (role) => {
-      const control = new RegExp(`--control (\\S+/${role}\\.sock)`).exec(text)?.[1] ?? '';
-      const args = [SCRIPT, 'ctl', '--control', control, '--json', 'status'];
-      const { stdout } = await run(process.execPath, args);
-      return JSON.parse(stdout) as Record<string, unknown>;
-    },
+    status: async (role) => (await ctl(role, 'status')) as Record<string, unknown>,
+    events: async (role) => (await ctl(role, 'events')) as RecordedEvent[],
     stop: async () => {
       for (const process_ of started) process_.kill('SIGKILL');
       if (child.exitCode !== null || child.signalCode !== null) return;

@@ -11,6 +11,7 @@ import { CLONE_NEWNET, O_CLOEXEC, O_RDONLY } from '../../src/os/constants.ts';
 import { checkResult, close, open, setns } from '../../src/os/libc.ts';
 
 const OWN_NAMESPACE = '/proc/thread-self/ns/net';
+const LISTEN_MS_MAX = 20_000;
 const ENDPOINT = fileURLToPath(new URL('./tcp-endpoint.mjs', import.meta.url));
 
 /** Why these tests cannot run here; empty when they can. */
@@ -38,6 +39,13 @@ export interface EndpointResult {
   readonly gbitPerSecond?: number;
   readonly p50Us?: number;
   readonly p99Us?: number;
+}
+
+/** Whether the kernel's tables of sockets (/proc/net/tcp and its like) have somebody who waits at this port. */
+export function isListening(tables: string, port: number): boolean {
+  const hex = port.toString(16).toUpperCase().padStart(4, '0');
+  // Local and remote address, then the state: listening, or a datagram socket that is not connected.
+  return new RegExp(`:${hex} 0+:0000 (0A|07) `).test(tables);
 }
 
 let made = 0;
@@ -97,6 +105,16 @@ export class Namespaces {
       child.stdout?.once('data', () => resolve());
       child.once('exit', () => reject(new Error(`the server on ${host} did not start`)));
     });
+  }
+
+  /** Waits until some program there waits for connections or datagrams at a port. @throws Error when none does in time */
+  async listens(name: string, protocol: 'tcp' | 'udp', port: number): Promise<void> {
+    const endMs = performance.now() + LISTEN_MS_MAX;
+    const tables = ['cat', `/proc/net/${protocol}`, `/proc/net/${protocol}6`];
+    while (!isListening(this.run(name, tables), port)) {
+      if (performance.now() > endMs) throw new Error(`nobody listens on port ${port} of ${name}`);
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
   }
 
   /** Runs a client of tcp-endpoint.mjs to its end. */
