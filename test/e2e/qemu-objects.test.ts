@@ -16,6 +16,7 @@ const title =
   reason === '' ? "between QEMU's filters" : `between QEMU's filters (SKIPPED: needs ${reason})`;
 
 const KIB = 1_024;
+const YOUNG_TRIES_MAX = 5;
 const DOWNLOAD: Omit<TransferRequest, 'family' | 'digest'> = {
   direction: 'download',
   seed: 5,
@@ -51,9 +52,10 @@ async function start(
 /** Pings, downloads, answers with random bytes, and checkpoints in the middle of a download. */
 async function serve(running: FilteredPair): Promise<void> {
   const { clients, pvm, svm } = running;
-  expect(await clients.ask({ type: 'ping', count: 5, bytes: 56, timeoutMs: 3_000 })).toMatchObject({
-    answered: 5,
-  });
+  const first = running.checkpoints;
+  const { answered } = await clients.ask({ type: 'ping', count: 5, bytes: 56, timeoutMs: 3_000 });
+  // In a checkpoint one may be lost: see src/lab/qemu/scenarios/soak.ts.
+  expect(answered + running.checkpoints - first).toBeGreaterThanOrEqual(5);
   expect(await clients.transfer(DOWNLOAD)).toMatchObject({ sha256Ok: true, wrongAt: -1 });
   const before = running.checkpoints;
   const { tokens } = await clients.ask({ type: 'tokens', count: 2, intervalMs: 200 });
@@ -72,21 +74,32 @@ async function serve(running: FilteredPair): Promise<void> {
   for (const { events } of [pvm, svm]) expect(events).not.toContain('RESET');
 }
 
+/** Opens a connection that no checkpoint follows. A busy machine may make one by itself: then another connection. */
+async function openYoung(running: FilteredPair): Promise<string> {
+  const { clients } = running;
+  for (let tries = 1; tries <= YOUNG_TRIES_MAX; tries++) {
+    // Nothing of the checkpoint is under way any more.
+    await sleep(300);
+    const before = running.checkpoints;
+    const name = `young ${tries}`;
+    await clients.ask({ type: 'session', step: 'open', name, openedBy: 'client' });
+    await clients.ask({ type: 'session', step: 'talk', name, bytes: 1_000 });
+    if (running.checkpoints === before) return name;
+    await clients.ask({ type: 'session', step: 'close', name });
+  }
+  throw new Error(`a checkpoint came after each of ${YOUNG_TRIES_MAX} connections`);
+}
+
 /** The primary dies with a connection that is younger than the last checkpoint. */
 async function survive(running: FilteredPair): Promise<void> {
   const { clients, svm } = running;
   await clients.ask({ type: 'session', step: 'open', name: 'old', openedBy: 'client' });
   await clients.ask({ type: 'session', step: 'talk', name: 'old', bytes: 1_000 });
   await running.checkpoint();
-  // Nothing of the checkpoint is under way any more.
-  await sleep(300);
-  const before = running.checkpoints;
-  await clients.ask({ type: 'session', step: 'open', name: 'young', openedBy: 'client' });
-  await clients.ask({ type: 'session', step: 'talk', name: 'young', bytes: 1_000 });
-  expect(running.checkpoints, 'a checkpoint after the connection was opened').toBe(before);
+  const young = await openYoung(running);
   await running.killPrimary();
   await running.failover();
-  for (const name of ['young', 'old']) {
+  for (const name of [young, 'old']) {
     await clients.ask({ type: 'session', step: 'talk', name, bytes: 20_000 });
     await clients.ask({ type: 'session', step: 'close', name });
   }
