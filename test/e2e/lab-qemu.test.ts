@@ -31,7 +31,7 @@ const directoriesOf = (outerPid: number): string[] =>
   readdirSync(tmpdir()).filter((name) => name.startsWith(`colo-proxy-lab-${outerPid}-`));
 
 async function nothingIsLeft(outerPid: number): Promise<void> {
-  for (let tries = 0; tries < 300 && processesOf(outerPid).length > 0; tries++) {
+  for (let tries = 0; tries < 1_000 && processesOf(outerPid).length > 0; tries++) {
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
   expect(processesOf(outerPid)).toEqual([]);

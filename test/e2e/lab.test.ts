@@ -85,7 +85,7 @@ function labDirectories(outerPid: number): string[] {
 }
 
 async function waitUntil(condition: () => boolean): Promise<void> {
-  for (let tries = 0; tries < 200 && !condition(); tries++) {
+  for (let tries = 0; tries < 1_000 && !condition(); tries++) {
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
   expect(condition()).toBe(true);

@@ -45,7 +45,7 @@ afterEach(async () => {
 });
 
 const file = (name: string): string => join(directory, name);
-const PORTS = ['--guest', 'packet:tap0', '--net', 'packet:cp0', '--peer-timeout', '400'];
+const PORTS = ['--guest', 'packet:tap0', '--net', 'packet:cp0', '--peer-timeout', '1000'];
 
 /** Starts a node; its log is in a file beside its socket. */
 function start(namespace: 'pn' | 'sn', ...more: string[]): ChildProcess {
@@ -158,7 +158,7 @@ describe.skipIf(reason !== '')(title, () => {
     secondary.kill('SIGSTOP');
     const stoppedMs = performance.now();
     await reaches('pn', 'unprotected');
-    expect(performance.now() - stoppedMs).toBeLessThan(2_000); // deadline 400 ms, and a loaded machine
+    expect(performance.now() - stoppedMs).toBeLessThan(5_000); // deadline 1 s, and a loaded machine
     secondary.kill('SIGCONT');
     await reaches('pn', 'syncing');
   });

@@ -60,7 +60,7 @@ function start(name: Name, ...more: string[]): ChildProcess {
   const role = name === 'pn' ? 'primary' : 'secondary';
   const peer = name === 'pn' ? 'listen:10.99.0.1:9000' : 'connect:10.99.0.1:9000';
   const words = [role, '--guest', 'packet:tap0', '--net', 'packet:cp0', '--peer', peer];
-  words.push('--peer-key', file('key'), '--peer-timeout', '400', '--control', file(name), ...more);
+  words.push('--peer-key', file('key'), '--peer-timeout', '1000', '--control', file(name), ...more);
   const shell = ['sh', '-c', 'log=$1; shift; exec "$@" 2>"$log"', 'sh', file(`${name}.log`)];
   return namespaces.start(name, [...shell, process.execPath, SCRIPT, ...words]);
 }
