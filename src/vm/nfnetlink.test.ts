@@ -295,8 +295,11 @@ describe('NfnetlinkDriver on a Unix socket', () => {
   test('tells its client when the proxy ends', async () => {
     const spec = specOf('unix');
     const { driver } = await startDriver(spec);
-    const closed = new Promise((resolve) => openClient(spec, { onClosed: resolve }));
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    let told: (error: unknown) => void = () => undefined;
+    const closed = new Promise((resolve) => {
+      told = resolve;
+    });
+    await openClient(spec, { onClosed: (error) => told(error) });
     await driver.close();
     expect(await closed).toBeInstanceOf(Error);
   });
