@@ -74,8 +74,9 @@ async function startPair(): Promise<{ p: Half; s: Half }> {
   Object.defineProperty(p.node.answers, 'begin', { get: () => answer('checkpoint-begun') });
   for (const half of [p, s]) half.event('peer-up');
   await startColo(p.qemu, s.qemu, directory);
-  await until('COLO', () => p.node.commands.length === 2 && s.state === 'running');
-  expect(p.node.commands).toEqual(['begin', 'commit']);
+  // A late begin is followed by another one.
+  await until('COLO', () => p.node.commands.at(-1) === 'commit' && s.state === 'running');
+  expect(new Set(p.node.commands)).toEqual(new Set(['begin', 'commit']));
   p.node.commands.length = 0;
   s.node.commands.length = 0;
   return { p, s };
@@ -84,7 +85,7 @@ async function startPair(): Promise<{ p: Half; s: Half }> {
 async function checkpoint(p: Half): Promise<void> {
   const count = p.node.commands.length;
   p.driver.requestCheckpoint();
-  await until('checkpoint', () => p.node.commands.length >= count + 2);
+  await until('checkpoint', () => p.node.commands.indexOf('commit', count) >= 0);
 }
 
 describe.skipIf(reason !== '')(title, () => {
@@ -102,15 +103,22 @@ describe.skipIf(reason !== '')(title, () => {
 
   test('holds a request that comes in the midst of a checkpoint, where QEMU would swallow it', async () => {
     const { p } = await startPair();
+    // One whose RESUME is read too late is not committed but followed by another, which is the second request's as well.
+    const done = (): number => {
+      const { committed, late } = p.driver.status();
+      return Number(committed) + Number(late);
+    };
     for (let round = 0; round < 5; round++) {
-      const before = Number(p.driver.status()['committed']);
-      const told = p.node.commands.length;
+      const before = done();
+      // Told at STOP; a look now and then might miss all of a short checkpoint.
+      const begun = p.node.until(() => p.node.commands.length > 0);
       p.driver.requestCheckpoint();
-      // At once: looking now and then misses a checkpoint of 2 ms.
-      await p.node.until(() => p.node.commands.length > told);
-      expect(['stopped', 'resumed']).toContain(p.state);
+      await begun;
+      // What is asked for before the node has answered to the begin is part of the same checkpoint.
+      await new Promise((resolve) => setImmediate(resolve));
       p.driver.requestCheckpoint();
-      await until('both', () => Number(p.driver.status()['committed']) >= before + 2);
+      await until('both', () => done() >= before + 2);
+      p.node.commands.length = 0;
     }
     expect(p.driver.status()['requestsSwallowed']).toBe(0);
   });
