@@ -165,7 +165,7 @@ describe.skipIf(reason !== '')(title, () => {
 
   test('a secondary takes over when the primary was killed', async () => {
     const primary = start('pn');
-    start('sn');
+    const secondary = start('sn');
     await reaches('pn', 'syncing');
     expect(ctl('pn', 'checkpoint', 'commit').code).toBe(0);
     await reaches('sn', 'protected');
@@ -173,6 +173,8 @@ describe.skipIf(reason !== '')(title, () => {
     await until('peer lost', async () => !(await status('sn')).peer.connected);
     expect(ctl('sn', 'failover')).toMatchObject({ code: 0, out: 'failover: done\n' });
     expect((await status('sn')).state).toBe('failed-over');
+    secondary.kill('SIGKILL'); // beside one that serves a primary would end by itself
+    await exitOf(secondary);
     const again = start('pn'); // finds the dead one's socket file, and replaces it
     await until('primary is back', async () => (await status('pn')).role === 'primary');
     again.kill('SIGTERM');
