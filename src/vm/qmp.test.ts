@@ -385,7 +385,8 @@ describe('QmpVmDriver on the primary: failures', () => {
   });
 
   test('lets QEMU go on when it hangs in a checkpoint and the peer is alive', async () => {
-    const { qemu, node, event, state } = await setUp('primary', { colo: true });
+    const options = { colo: true, resumeTimeoutUs: 150_000 };
+    const { qemu, node, event, state } = await setUp('primary', options);
     event('peer-up');
     qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
@@ -396,7 +397,8 @@ describe('QmpVmDriver on the primary: failures', () => {
   });
 
   test('connects anew when QEMU hangs in a checkpoint and does not listen either', async () => {
-    const { qemu, driver, event } = await setUp('primary', { colo: true });
+    const options = { colo: true, resumeTimeoutUs: 150_000, commandTimeoutUs: 150_000 };
+    const { qemu, driver, event } = await setUp('primary', options);
     event('peer-up');
     qemu.behaviour.resumeMs = -1;
     qemu.behaviour.mute.add('x-colo-lost-heartbeat');
@@ -451,7 +453,7 @@ describe('QmpVmDriver on the primary: failures', () => {
   test('does not take a RESUME after a reconnection for the end of the checkpoint before', async () => {
     const { qemu, node, state } = await setUp('primary', {
       colo: true,
-      resumeTimeoutUs: 5_000_000,
+      commandTimeoutUs: 150_000,
     });
     qemu.behaviour.resumeMs = -1;
     qemu.checkpoint();
@@ -706,7 +708,10 @@ describe('QmpVmDriver and its connection', () => {
   });
 
   test('asks again where QEMU stands when it was too busy to say, and sees when it dies meanwhile', async () => {
-    const { qemu, node, driver, state } = await setUp('primary', { colo: true });
+    const { qemu, node, driver, state } = await setUp('primary', {
+      colo: true,
+      commandTimeoutUs: 150_000,
+    });
     qemu.behaviour.mute.add('query-colo-status');
     await qemu.stop();
     await qemu.start();
