@@ -148,6 +148,16 @@ describe('SecondaryEngine, states', () => {
     expect([w.engine.state, w.engine.epoch]).toEqual(['protected', 2]);
   });
 
+  it('takes the number of the primary, however many commits the VM layer has told it alone', () => {
+    const w = new SecondaryWorld().protect();
+    for (let i = 0; i < 3; i++) expect(w.engine.checkpointCommit(w.nowUs)).toEqual({ ok: true });
+    expect(w.engine.epoch).toBeGreaterThan(2);
+    w.begin(2);
+    w.commit(2);
+    expect(w.out.takeMessages().at(-1)).toEqual({ type: 'checkpoint-committed', epoch: 2 });
+    expect([w.engine.state, w.engine.epoch]).toEqual(['protected', 2]);
+  });
+
   it('may still fail over when the VM layer here aborts because the primary died', () => {
     const w = new SecondaryWorld().protect();
     w.begin(2);

@@ -477,7 +477,7 @@ export class SecondaryEngine implements Engine {
       this.#pendingEpoch = epoch;
       return;
     }
-    if (epoch <= this.#epoch) return;
+    if (epoch === this.#epoch) return;
     this.#isAhead = false;
     this.#takeUpKept();
     this.#pendingEpoch = epoch;
@@ -492,7 +492,7 @@ export class SecondaryEngine implements Engine {
 
   /** The SVM runs from the PVM's state: every number is the PVM's, whatever was sent before is covered. */
   #commitCheckpoint(epoch: number, byPrimary: boolean): void {
-    if (this.#pendingEpoch === undefined && epoch <= this.#epoch) return;
+    if (this.#pendingEpoch === undefined && epoch === this.#epoch) return;
     this.#pendingEpoch = undefined;
     this.#epoch = epoch;
     this.#committed++;
