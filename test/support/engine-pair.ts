@@ -162,6 +162,13 @@ export class EnginePair {
     }
   }
 
+  /** Carries the first of what waits on the way to a node, although the link is not open. */
+  deliver(to: 'primary' | 'secondary', countMax = Number.POSITIVE_INFINITY): void {
+    this.#collect();
+    const out = to === 'primary' ? this.secondaryOut : this.primaryOut;
+    this.#carry(out.link.splice(0, countMax), this[to]);
+  }
+
   #carry(items: readonly LinkItem[], to: Engine): void {
     for (const item of items) {
       if ('message' in item) to.onPeerMessage(item.message, this.nowUs);
