@@ -69,6 +69,24 @@ const { values: options } = parseArgs({
   },
 });
 
+for (const name of ['payload', 'connections'] as const) {
+  const wrong = options[name].find((word) => !/^[1-9]\d*$/.test(word));
+  if (wrong !== undefined) {
+    process.stderr.write(`--${name} is a number of its own each time, not '${wrong}'\n`);
+    process.exit(2);
+  }
+}
+for (const [name, known] of [
+  ['mode', MODES],
+  ['system', SYSTEMS],
+] as const) {
+  const wrong = options[name].find((word) => !(known as readonly string[]).includes(word));
+  if (wrong !== undefined) {
+    process.stderr.write(`--${name} is one of ${known.join(', ')}, not '${wrong}'\n`);
+    process.exit(2);
+  }
+}
+
 if (options.quick) {
   Object.assign(options, { seconds: '0.5', payload: ['64', '1400'], connections: ['100'] });
 }
