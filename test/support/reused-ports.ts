@@ -527,8 +527,10 @@ export class ReusedPorts {
     this.#look();
   }
 
+  /** Time passes between batches. */
   #pass(us: number): void {
     const end = this.#nowUs + us;
+    this.#engine.flush(this.#nowUs);
     for (let next = 0; ; ) {
       next = this.#engine.nextDeadlineUs();
       if (next > end) break;
