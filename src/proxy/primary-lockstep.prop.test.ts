@@ -305,6 +305,30 @@ describe('pairs of segments', () => {
     expect(expectSame(steps)).toBe(1);
   });
 
+  // Guards `isAhead` in isSteady.
+  it('are not made where the SVM has begun the next connection of the ports', () => {
+    const node = new Node();
+    const said: Said = {
+      length: 9,
+      ack: 0,
+      window: 9,
+      flags: TCP_ACK,
+      fill: 1,
+      tsval: 1,
+      shift: 0,
+    };
+    const next = (index: number) => frameOf(0, 9 * index, said);
+    // Its SYN was not seen: after a checkpoint it is compared like any other.
+    node.one(next(0), next(0));
+    node.checkpoint();
+    node.both(next(1), next(1));
+    expect(node.pairs).toBe(1);
+    node.secondary(frameOf(0, 0x2000_0000, { ...said, length: 0, flags: TCP_SYN | TCP_ACK }));
+    node.both(next(2), next(2));
+    expect(node.pairs).toBe(1);
+    expect(node.view().held.frames).toBeGreaterThan(0);
+  });
+
   it('are not made of frames of another kind', () => {
     const info = new FrameInfo();
     const isPlain = (frame: TestFrame) =>

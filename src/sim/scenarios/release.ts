@@ -8,7 +8,6 @@ import { datagramRequest } from '../host/client.ts';
 import { FLAG_READ_SLOWLY } from '../host/content.ts';
 import { SERVICE_PORT } from '../host/service.ts';
 import { PROTOCOL_UDP, parseIp, type SimFrame } from '../net/packet.ts';
-import { tcpAbort } from '../tcp/output.ts';
 import { SYN } from '../tcp/segment.ts';
 import { PROTECTED_MS, plan, request, type Scenario, type Stage } from './scenario.ts';
 
@@ -388,17 +387,11 @@ const ANSWER_TO_ANOTHER_SYN: Scenario = {
   script: (stage) => {
     const { world } = stage;
     stage.at(PROTECTED_MS, () => {
-      const { host, application, reschedule } = world.clients[0]!;
       stage.onSegment(world.primaryGuest.to, () => ({ isLost: true }));
       const first = stage.open(plan([request(10)]));
       stage.at(PROTECTED_MS + 10, () => {
         stage.release(world.primaryGuest.to);
-        host.nowUs = world.nowUs;
-        tcpAbort(first.connection, host.io);
-        host.touch(first.key, first.connection);
-        const { ip4 } = world.pvm.host.state;
-        const again = application.start(host, ip4, plan([request(10)]), first.connection.localPort);
-        reschedule();
+        const again = stage.replace([first], plan([request(10)]))[0]!;
         // The SVM has the older connection there; a checkpoint brings it the new one.
         stage.at(PROTECTED_MS + 2_500, () => {
           stage.demand('G6', again.receivedCount === 10, 'the client has no answer');
@@ -441,7 +434,6 @@ const OUTPUT_OF_THE_CONNECTION_BEFORE: Scenario = {
   script: (stage) => {
     const { world } = stage;
     stage.at(PROTECTED_MS, () => {
-      const { host, application, reschedule } = world.clients[0]!;
       const before = Array.from({ length: REUSED_PORTS }, () =>
         stage.open(plan([request(10), request(500)], { pauseUs: 20 * US_PER_MS })),
       );
@@ -451,15 +443,10 @@ const OUTPUT_OF_THE_CONNECTION_BEFORE: Scenario = {
         ),
       );
       stage.at(PROTECTED_MS + 40, () => {
-        host.nowUs = world.nowUs;
-        const { ip4 } = world.pvm.host.state;
-        const next = before.map(({ connection, key, receivedCount }) => {
+        for (const { receivedCount } of before) {
           stage.demand('G1', receivedCount === 10, `the client has ${receivedCount} bytes`);
-          tcpAbort(connection, host.io);
-          host.touch(key, connection);
-          return application.start(host, ip4, plan([request(10)]), connection.localPort);
-        });
-        reschedule();
+        }
+        const next = stage.replace(before, plan([request(10)]));
         stage.at(PROTECTED_MS + 1_500, () => {
           const isThere = next.every(({ receivedCount }) => receivedCount === 10);
           stage.demand('G6', isThere, 'a client has no answer');
@@ -477,7 +464,6 @@ const WINDOW_OF_THE_CONNECTION_BEFORE: Scenario = {
   script: (stage) => {
     const { world } = stage;
     stage.at(PROTECTED_MS, () => {
-      const { host, application, reschedule } = world.clients[0]!;
       // The SVM's TCP takes what it has room for, its service reads nothing.
       world.svm.stick(100 * US_PER_MS);
       const before = Array.from({ length: REUSED_PORTS }, () =>
@@ -487,14 +473,7 @@ const WINDOW_OF_THE_CONNECTION_BEFORE: Scenario = {
         stage.onSegment(world.primaryGuest.from, (segment) =>
           (segment.flags & SYN) !== 0 ? { lateUs: 10 * US_PER_MS } : undefined,
         );
-        host.nowUs = world.nowUs;
-        const { ip4 } = world.pvm.host.state;
-        const next = before.map(({ connection, key }) => {
-          tcpAbort(connection, host.io);
-          host.touch(key, connection);
-          return application.start(host, ip4, plan([request(10)]), connection.localPort);
-        });
-        reschedule();
+        const next = stage.replace(before, plan([request(10)]));
         stage.at(PROTECTED_MS + 1_500, () => {
           const isThere = next.every(({ receivedCount }) => receivedCount === 10);
           stage.demand('G6', isThere, 'a client has no answer');

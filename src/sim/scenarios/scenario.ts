@@ -16,6 +16,7 @@ import { type IpPacket, PROTOCOL_TCP, parseIp, type SimFrame } from '../net/pack
 import type { FrameFate, Impairments, Path } from '../net/path.ts';
 import type { RunOptions } from '../options.ts';
 import type { TcpOptions } from '../tcp/connection.ts';
+import { tcpAbort } from '../tcp/output.ts';
 import { parseSegment, type TcpSegment } from '../tcp/segment.ts';
 import type { CheckpointPhase } from '../vm-layer.ts';
 import type { World } from '../world.ts';
@@ -184,6 +185,20 @@ export class Stage {
     const opened = application.start(host, ip4, session, this.#nextPort++);
     reschedule();
     return opened;
+  }
+
+  /** The client aborts these, and opens a session of its own from each one's port. */
+  replace(before: readonly Session[], session: SessionPlan): Session[] {
+    const { host, application, reschedule } = this.world.clients[0]!;
+    host.nowUs = this.world.nowUs;
+    const { ip4 } = this.world.pvm.host.state;
+    const next = before.map(({ connection, key }) => {
+      tcpAbort(connection, host.io);
+      host.touch(key, connection);
+      return application.start(host, ip4, session, connection.localPort);
+    });
+    reschedule();
+    return next;
   }
 
   /** The VM layer makes a checkpoint. */
